@@ -1,0 +1,19 @@
+//! The words people write: the catalogue of the vendor's ports, and the site's policy file.
+//!
+//! Both are TOML. [`Catalogue`] is compiled into the binary (`policy/jsa.toml`) and can be replaced by a file; [`Policy`]
+//! is the site's. Reading either gives a value that is complete and consistent, or [`Diagnostics`] that name the place,
+//! the expectation and the remedy. Nothing here knows which host it runs on, nor does any input or output except the
+//! two `load` functions.
+#![forbid(unsafe_code)]
+
+mod catalogue;
+mod diagnostic;
+mod site;
+
+pub use catalogue::{
+    Catalogue, Condition, Dynamic, Flow, Group, Ports, Row, RowKind, Scope, Server, Tracker, Tunnelled,
+};
+pub use diagnostic::{Diagnostic, Diagnostics, LoadError, Severity};
+pub use site::{
+    Allow, Deny, EgressMode, Host, Logging, Member, Members, Mode, Party, PartyKind, Policy, RowAdjustment, Version,
+};

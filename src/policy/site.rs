@@ -1,0 +1,171 @@
+//! The site's policy: which appliances exist, who the outsiders are, and what differs from the catalogue.
+
+use super::{Group, Ports};
+use crate::ruleset::LogTarget;
+use ipnet::{Ipv4Net, Ipv6Net};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// A policy that was read and found consistent. Collections are ordered by name, so that the order of things in the
+/// file never matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// What happens to incoming packets that nothing allows.
+    pub mode: Mode,
+    /// The same for packets that this host sends.
+    pub egress: EgressMode,
+    /// How a denied packet is refused.
+    pub deny: Deny,
+    /// How denied packets are logged.
+    pub logging: Logging,
+    /// The version of JSA.
+    pub version: Version,
+    /// The features that are switched on.
+    pub features: BTreeSet<String>,
+    /// Whether it is meant that no `admin` may reach 22/tcp.
+    pub allow_lockout: bool,
+    /// The outsiders, by the name of their group; a group that the file leaves out or empty is missing.
+    pub groups: BTreeMap<String, Members>,
+    /// The appliances, by name.
+    pub hosts: BTreeMap<String, Host>,
+    /// The site's own rows, by name.
+    pub allows: BTreeMap<String, Allow>,
+    /// Adjustments of rows of the catalogue, by id.
+    pub rows: BTreeMap<String, RowAdjustment>,
+}
+
+/// What happens to packets that nothing allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They are refused.
+    Enforce,
+    /// They are counted and logged, and pass.
+    Observe,
+}
+
+/// What happens to outgoing packets that nothing allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EgressMode {
+    /// Nobody looks.
+    Off,
+    /// They are counted and logged, and pass.
+    Observe,
+    /// They are refused.
+    Enforce,
+}
+
+/// How a denied packet is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deny {
+    /// Silently.
+    Drop,
+    /// With a TCP reset or an ICMP error.
+    Reject,
+}
+
+/// How denied packets are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Logging {
+    /// Where to; `None`: not at all.
+    pub target: Option<LogTarget>,
+    /// At most so many packets a second, a hook.
+    pub per_second: u32,
+    /// So many beyond the rate at once.
+    pub burst: u32,
+}
+
+/// A version of JSA. Ordered as the releases are: 2014.5 < 2014.6 < 7.3.0 < 7.5.0 < 7.5.0-up6.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    text: String,
+}
+
+/// An appliance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its name, unique.
+    pub name: String,
+    /// Its addresses, sorted; no other host has them. Never empty.
+    pub addresses: Vec<IpAddr>,
+    /// Its roles; never empty.
+    pub roles: BTreeSet<String>,
+    /// Whether the link to the console runs in SSH.
+    pub encrypted: bool,
+    /// The other host of its high-availability pair, whichever of the two names the other in the file.
+    pub ha_peer: Option<String>,
+    /// The line of the policy file at which it begins.
+    pub line: u32,
+}
+
+impl Host {
+    /// Whether the host has the role `console`.
+    pub fn is_console(&self) -> bool {
+        self.roles.contains("console")
+    }
+}
+
+/// Addresses and networks of both families, each sorted and free of duplicates, with the lines they stand on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Members {
+    /// IPv4 addresses (prefix length 32) and networks.
+    pub ipv4: Vec<Member<Ipv4Net>>,
+    /// IPv6 addresses (prefix length 128) and networks.
+    pub ipv6: Vec<Member<Ipv6Net>>,
+}
+
+/// One address or network of a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member<N> {
+    /// The network, without host bits.
+    pub network: N,
+    /// The line of the policy file on which it stands.
+    pub line: u32,
+}
+
+/// A row of the site's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allow {
+    /// Its name, `[a-z][a-z0-9-]*`, unique among the allowances.
+    pub name: String,
+    /// What it opens, sorted.
+    pub ports: Vec<Ports>,
+    /// Who may open a connection, sorted.
+    pub from: Vec<Party>,
+    /// To whom, sorted.
+    pub to: Vec<Party>,
+    /// The line of the policy file at which it begins.
+    pub line: u32,
+}
+
+/// One end of an allowance.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Party {
+    /// Who.
+    pub kind: PartyKind,
+    /// The line of the policy file on which it is named.
+    pub line: u32,
+}
+
+/// Who is at one end of an allowance.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PartyKind {
+    /// A role or group.
+    Group(Group),
+    /// A host of the policy, by name.
+    Host(String),
+    /// An IPv4 address or network.
+    Ipv4(Ipv4Net),
+    /// An IPv6 address or network.
+    Ipv6(Ipv6Net),
+}
+
+/// What a policy changes about a row of the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowAdjustment {
+    /// Whether the row opens anything at all.
+    pub enabled: bool,
+    /// Ingress of the row is narrowed to these; `None`: it is not.
+    pub only_from: Option<Members>,
+    /// The line of the policy file at which the adjustment begins.
+    pub line: u32,
+}

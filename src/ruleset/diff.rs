@@ -1,0 +1,334 @@
+//! The difference of two rulesets, as changes in an order that the kernel takes within one transaction.
+//!
+//! What stays is not mentioned: its counters go on, and no packet ever misses it.
+
+use super::{BaseChain, Chain, Name, PortRange, Rule, Ruleset, Set, Verdict, VerdictMap};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One change of table `inet portward`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Make the table.
+    AddTable,
+    /// Delete the table with all it holds.
+    DeleteTable,
+    /// Make an empty set of the kind of this one (its elements are ignored: they are empty).
+    AddSet(Name, Set),
+    /// Make an empty verdict map; `true` for an interval map.
+    AddMap(Name, bool),
+    /// Make a chain without rules.
+    AddChain(Name, Option<BaseChain>),
+    /// Change the policy of a base chain; its other properties stay as given.
+    SetChainPolicy(Name, BaseChain),
+    /// Add these elements to a set, which holds none of them.
+    AddElements(Name, Set),
+    /// Delete these elements from a set, which holds all of them.
+    DeleteElements(Name, Set),
+    /// Add these elements to a verdict map (`true`: an interval map), which holds none of their ports.
+    AddVerdicts(Name, VerdictMap),
+    /// Delete these elements from a verdict map, which holds all of them.
+    DeleteVerdicts(Name, VerdictMap),
+    /// Insert a rule into a chain before the rule that had this index before the whole difference (one that stays),
+    /// or append it at the end. Several insertions before the same rule keep their order.
+    AddRule {
+        /// The chain.
+        chain: Name,
+        /// The index, in the chain as it was before any change, of the rule that follows; `None`: at the end.
+        before: Option<usize>,
+        /// The rule.
+        rule: Rule,
+    },
+    /// Delete the rule that had this index before the whole difference.
+    DeleteRule {
+        /// The chain.
+        chain: Name,
+        /// The index in the chain as it was before any change.
+        index: usize,
+    },
+    /// Delete all rules of a chain that is going to be deleted.
+    FlushChain(Name),
+    /// Delete a chain that has no rules and that nothing refers to any more.
+    DeleteChain(Name),
+    /// Delete a set that no rule refers to any more.
+    DeleteSet(Name, Set),
+    /// Delete a verdict map that no rule refers to any more.
+    DeleteMap(Name),
+}
+
+impl Change {
+    /// Whether carrying out this change needs the kernel's handles of rules.
+    pub fn needs_rule_handles(&self) -> bool {
+        matches!(self, Self::AddRule { before: Some(_), .. } | Self::DeleteRule { .. })
+    }
+}
+
+/// The changes that lead from `current` (`None`: there is no table) to `desired` (`None`: there shall be none).
+///
+/// An object whose kind changed under the same name (a hash set that becomes an interval set, a chain that moves to
+/// another hook) cannot be changed in place. portward's planner never asks for that; where a foreign hand made such an
+/// object, the table is deleted and made anew in the same transaction.
+pub fn diff(current: Option<&Ruleset>, desired: Option<&Ruleset>) -> Vec<Change> {
+    match (current, desired) {
+        (None, None) => Vec::new(),
+        (Some(_), None) => vec![Change::DeleteTable],
+        (None, Some(desired)) => {
+            let mut changes = vec![Change::AddTable];
+            changes.extend(changes_between(&Ruleset::default(), desired));
+            changes
+        }
+        (Some(current), Some(desired)) if !can_change_in_place(current, desired) => {
+            let mut changes = vec![Change::DeleteTable, Change::AddTable];
+            changes.extend(changes_between(&Ruleset::default(), desired));
+            changes
+        }
+        (Some(current), Some(desired)) => changes_between(current, desired),
+    }
+}
+
+fn can_change_in_place(current: &Ruleset, desired: &Ruleset) -> bool {
+    let attachment = |chain: &Chain| chain.base.map(|base| (base.hook, base.priority));
+    common(&current.sets, &desired.sets).all(|(_, old, new)| old.same_kind(new))
+        && common(&current.maps, &desired.maps).all(|(_, old, new)| old.interval == new.interval)
+        && common(&current.chains, &desired.chains).all(|(_, old, new)| attachment(old) == attachment(new))
+        // The kernel has one name space for sets and maps.
+        && desired.sets.keys().all(|name| !current.maps.contains_key(name))
+        && desired.maps.keys().all(|name| !current.sets.contains_key(name))
+}
+
+/// The order is what makes the transaction valid at each step: what is referred to is made before the reference and
+/// deleted after it, and an element's old verdict goes before its new one comes.
+fn changes_between(current: &Ruleset, desired: &Ruleset) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (name, set) in added(&current.sets, &desired.sets) {
+        changes.push(Change::AddSet(name.clone(), set.empty_like()));
+    }
+    for (name, map) in added(&current.maps, &desired.maps) {
+        changes.push(Change::AddMap(name.clone(), map.interval));
+    }
+    for (name, chain) in added(&current.chains, &desired.chains) {
+        changes.push(Change::AddChain(name.clone(), chain.base));
+    }
+    for (name, old, new) in common(&current.chains, &desired.chains) {
+        if let (Some(old), Some(new)) = (old.base, new.base)
+            && old.policy != new.policy
+        {
+            changes.push(Change::SetChainPolicy(name.clone(), new));
+        }
+    }
+
+    let mut verdicts_to_add = Vec::new();
+    for (name, map) in added(&current.maps, &desired.maps) {
+        push_verdicts(&mut verdicts_to_add, Change::AddVerdicts, name, map.interval, map.elements.clone());
+    }
+    for (name, old, new) in common(&current.maps, &desired.maps) {
+        let (deleted, added) = sorted_difference(&old.elements, &new.elements);
+        push_verdicts(&mut changes, Change::DeleteVerdicts, name, old.interval, deleted);
+        push_verdicts(&mut verdicts_to_add, Change::AddVerdicts, name, new.interval, added);
+    }
+    // A map that goes refers to chains until its elements are gone.
+    for (name, map) in added(&desired.maps, &current.maps) {
+        push_verdicts(&mut changes, Change::DeleteVerdicts, name, map.interval, map.elements.clone());
+    }
+
+    for (name, old, new) in common(&current.sets, &desired.sets) {
+        let (deleted, added) = set_difference(old, new);
+        push_elements(&mut changes, Change::DeleteElements, name, deleted);
+        push_elements(&mut changes, Change::AddElements, name, added);
+    }
+    for (name, set) in added(&current.sets, &desired.sets) {
+        push_elements(&mut changes, Change::AddElements, name, set.clone());
+    }
+
+    for (name, chain) in added(&current.chains, &desired.chains) {
+        changes.extend(chain.rules.iter().map(|rule| Change::AddRule {
+            chain: name.clone(),
+            before: None,
+            rule: rule.clone(),
+        }));
+    }
+    for (name, old, new) in common(&current.chains, &desired.chains) {
+        rule_changes(&mut changes, name, &old.rules, &new.rules);
+    }
+    let chains_that_go: Vec<_> = added(&desired.chains, &current.chains).collect();
+    for (name, _) in chains_that_go.iter().filter(|(_, chain)| !chain.rules.is_empty()) {
+        changes.push(Change::FlushChain((*name).clone()));
+    }
+
+    changes.append(&mut verdicts_to_add);
+
+    for (name, _) in chains_that_go {
+        changes.push(Change::DeleteChain(name.clone()));
+    }
+    for (name, set) in added(&desired.sets, &current.sets) {
+        changes.push(Change::DeleteSet(name.clone(), set.empty_like()));
+    }
+    for (name, _) in added(&desired.maps, &current.maps) {
+        changes.push(Change::DeleteMap(name.clone()));
+    }
+    changes
+}
+
+/// The entries of `new` whose names `old` does not have.
+fn added<'a, T>(old: &'a BTreeMap<Name, T>, new: &'a BTreeMap<Name, T>) -> impl Iterator<Item = (&'a Name, &'a T)> {
+    new.iter().filter(|(name, _)| !old.contains_key(*name))
+}
+
+fn common<'a, T>(
+    old: &'a BTreeMap<Name, T>,
+    new: &'a BTreeMap<Name, T>,
+) -> impl Iterator<Item = (&'a Name, &'a T, &'a T)> {
+    old.iter().filter_map(|(name, before)| new.get(name).map(|after| (name, before, after)))
+}
+
+fn push_verdicts(
+    changes: &mut Vec<Change>,
+    change: fn(Name, VerdictMap) -> Change,
+    name: &Name,
+    interval: bool,
+    elements: Vec<(PortRange, Verdict)>,
+) {
+    if !elements.is_empty() {
+        changes.push(change(name.clone(), VerdictMap { interval, elements }));
+    }
+}
+
+fn push_elements(changes: &mut Vec<Change>, change: fn(Name, Set) -> Change, name: &Name, elements: Set) {
+    if !elements.is_empty() {
+        changes.push(change(name.clone(), elements));
+    }
+}
+
+/// What only `old` has, and what only `new` has. Both are of the same kind.
+fn set_difference(old: &Set, new: &Set) -> (Set, Set) {
+    match (old, new) {
+        (Set::Ipv4Addresses(old), Set::Ipv4Addresses(new)) => {
+            let (deleted, added) = sorted_difference(old, new);
+            (Set::Ipv4Addresses(deleted), Set::Ipv4Addresses(added))
+        }
+        (Set::Ipv6Addresses(old), Set::Ipv6Addresses(new)) => {
+            let (deleted, added) = sorted_difference(old, new);
+            (Set::Ipv6Addresses(deleted), Set::Ipv6Addresses(added))
+        }
+        (Set::Ipv4Ranges(old), Set::Ipv4Ranges(new)) => {
+            let (deleted, added) = sorted_difference(old, new);
+            (Set::Ipv4Ranges(deleted), Set::Ipv4Ranges(added))
+        }
+        (Set::Ipv6Ranges(old), Set::Ipv6Ranges(new)) => {
+            let (deleted, added) = sorted_difference(old, new);
+            (Set::Ipv6Ranges(deleted), Set::Ipv6Ranges(added))
+        }
+        // Sets of different kinds are never compared: `can_change_in_place` has seen to that.
+        (old, new) => (old.clone(), new.clone()),
+    }
+}
+
+/// What only the first and what only the second of two sorted sequences has.
+fn sorted_difference<T: Ord + Clone>(old: &[T], new: &[T]) -> (Vec<T>, Vec<T>) {
+    let (mut deleted, mut added) = (Vec::new(), Vec::new());
+    let (mut old, mut new) = (old, new);
+    while let (Some(before), Some(after)) = (old.first(), new.first()) {
+        match before.cmp(after) {
+            Ordering::Equal => (old, new) = (&old[1..], &new[1..]),
+            Ordering::Less => {
+                deleted.push(before.clone());
+                old = &old[1..];
+            }
+            Ordering::Greater => {
+                added.push(after.clone());
+                new = &new[1..];
+            }
+        }
+    }
+    deleted.extend_from_slice(old);
+    added.extend_from_slice(new);
+    (deleted, added)
+}
+
+/// The fewest insertions and deletions that lead from one list of rules to the other.
+fn rule_changes(changes: &mut Vec<Change>, chain: &Name, old: &[Rule], new: &[Rule]) {
+    if old == new {
+        return;
+    }
+    let kept = longest_common_subsequence(old, new);
+    let kept_old: BTreeSet<usize> = kept.iter().map(|&(index, _)| index).collect();
+    for index in (0..old.len()).filter(|index| !kept_old.contains(index)) {
+        changes.push(Change::DeleteRule { chain: chain.clone(), index });
+    }
+    let mut kept = kept.into_iter().peekable();
+    for (index, rule) in new.iter().enumerate() {
+        match kept.peek() {
+            Some(&(_, next)) if next == index => {
+                kept.next();
+            }
+            next => changes.push(Change::AddRule {
+                chain: chain.clone(),
+                before: next.map(|&(before, _)| before),
+                rule: rule.clone(),
+            }),
+        }
+    }
+}
+
+/// Pairs of indices of the rules that stay. Chains have at most some dozens of rules, so the table is small.
+fn longest_common_subsequence(old: &[Rule], new: &[Rule]) -> Vec<(usize, usize)> {
+    let width = new.len() + 1;
+    let mut length = vec![0_usize; (old.len() + 1) * width];
+    for i in (0..old.len()).rev() {
+        for j in (0..new.len()).rev() {
+            length[i * width + j] = if old[i] == new[j] {
+                length[(i + 1) * width + j + 1] + 1
+            } else {
+                length[(i + 1) * width + j].max(length[i * width + j + 1])
+            };
+        }
+    }
+    let (mut i, mut j, mut kept) = (0, 0, Vec::new());
+    while i < old.len() && j < new.len() {
+        if old[i] == new[j] {
+            kept.push((i, j));
+            (i, j) = (i + 1, j + 1);
+        } else if length[(i + 1) * width + j] >= length[i * width + j + 1] {
+            i += 1;
+        } else {
+            j += 1;
+        }
+    }
+    kept
+}
+
+/// Says in a few words what the changes do, for logs: `3 elements added, 1 deleted, 2 rules added`.
+pub fn summary(changes: &[Change]) -> String {
+    let (mut elements, mut rules, mut objects) = ([0_usize; 2], [0_usize; 2], [0_usize; 2]);
+    let mut policies = 0_usize;
+    for change in changes {
+        match change {
+            Change::AddElements(_, set) => elements[0] += set.len(),
+            Change::DeleteElements(_, set) => elements[1] += set.len(),
+            Change::AddVerdicts(_, map) => elements[0] += map.elements.len(),
+            Change::DeleteVerdicts(_, map) => elements[1] += map.elements.len(),
+            Change::AddRule { .. } => rules[0] += 1,
+            Change::DeleteRule { .. } => rules[1] += 1,
+            Change::AddTable | Change::AddSet(..) | Change::AddMap(..) | Change::AddChain(..) => objects[0] += 1,
+            Change::DeleteTable | Change::DeleteSet(..) | Change::DeleteMap(..) | Change::DeleteChain(..) => {
+                objects[1] += 1;
+            }
+            Change::SetChainPolicy(..) => policies += 1,
+            Change::FlushChain(_) => {}
+        }
+    }
+    let mut parts = Vec::new();
+    for (what, [added, deleted]) in [("elements", elements), ("rules", rules), ("objects", objects)] {
+        match (added, deleted) {
+            (0, 0) => {}
+            (added, 0) => parts.push(format!("{added} {what} added")),
+            (0, deleted) => parts.push(format!("{deleted} {what} deleted")),
+            (added, deleted) => parts.push(format!("{added} {what} added and {deleted} deleted")),
+        }
+    }
+    if policies > 0 {
+        parts.push(format!("{policies} chain policies changed"));
+    }
+    if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+}
+
