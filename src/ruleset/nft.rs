@@ -174,6 +174,7 @@ impl Display for Statement {
             Self::PortVerdict(protocol, PortKey::OriginalDestination, map) => {
                 write!(f, "meta l4proto {} ct original proto-dst vmap @{map}", protocol.name())
             }
+            Self::Unknown(description) => write!(f, "# unknown: {description}"),
         }
     }
 }

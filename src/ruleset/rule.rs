@@ -66,6 +66,9 @@ pub enum Statement {
     RejectAdminProhibited,
     /// `meta l4proto udp th dport vmap @map`: protocol, port and look-up, all three.
     PortVerdict(Protocol, PortKey, Name),
+    /// Something that portward never writes, found in a dump and described in a few words. A rule that holds it equals
+    /// no desired rule, so that the difference deletes it.
+    Unknown(Name),
 }
 
 /// Which port of a packet a verdict map is asked for.
