@@ -1,0 +1,54 @@
+# `make help` lists what there is.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# Where rustup puts cargo; a shell that was open before the installation does not know it yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# The programs that cargo builds for the tests and the benchmark.
+RELEASE := target/release
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build-dependencies
+build-dependencies: ## install the C compiler and libraries that the build needs, where they are missing (root)
+	@scripts/dependencies.sh build
+
+.PHONY: test-dependencies
+test-dependencies: ## install what the tests need besides (root)
+	@scripts/dependencies.sh test
+
+.PHONY: root
+root:
+	@[ "$$(id -u)" -eq 0 ] || { echo "This needs root: it makes network namespaces and changes their nftables." >&2; exit 1; }
+
+.PHONY: build
+build: build-dependencies ## build the release binary, target/release/portward
+	cargo build --release
+
+.PHONY: run
+run: root build ## run the daemon with the embedded policy in a network namespace of its own (root)
+	$(RELEASE)/portward run --sandbox
+
+.PHONY: test
+test: root test-dependencies ## run all tests (root)
+	cargo build --workspace
+	cargo test --workspace
+
+.PHONY: lint
+lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny where it is installed
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace
+	@if cargo deny --version >/dev/null 2>&1; then \
+		echo "cargo deny check bans licenses sources"; cargo deny check bans licenses sources; \
+	else \
+		echo "cargo-deny is not installed: bans, licences and sources were not checked (see CONTRIBUTING.md)"; \
+	fi
+
+.PHONY: bench
+bench: root test-dependencies ## measure loading, changing and packets beside nft -f and the netlink floor (root)
+	cargo build --release --workspace
+	$(RELEASE)/portward-bench

@@ -1,0 +1,87 @@
+#!/bin/sh
+# Installs what portward needs and the machine does not have. Changes nothing, and needs no root, when all is there.
+#
+#   scripts/dependencies.sh build    the C compiler that Rust links with, pkg-config, libmnl and libnftnl
+#   scripts/dependencies.sh test     the programs that the tests run besides
+set -eu
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# RHEL 8, the oldest supported system, has libnftnl 1.2.2; Cargo.toml asks for the bindings of that version.
+has_libraries() { has pkg-config && pkg-config --atleast-version=1.2.2 libnftnl && pkg-config --exists libmnl; }
+
+# Prints the packages that are missing, named as the given package manager names them.
+missing() {
+    what=$1 manager=$2
+    has cc || echo gcc
+    if [ "$manager" = apt-get ]; then
+        has cc || echo libc6-dev
+        has pkg-config || echo pkg-config
+        has_libraries || echo libmnl-dev libnftnl-dev
+    else
+        has pkg-config || echo pkgconf-pkg-config
+        has_libraries || echo libmnl-devel libnftnl-devel
+    fi
+    [ "$what" = test ] || return 0
+    has nft || echo nftables
+    if [ "$manager" = apt-get ]; then
+        has ip || echo iproute2
+    else
+        has ip || echo iproute
+    fi
+}
+
+case ${1-} in
+build | test) ;;
+*)
+    echo "usage: $0 build|test" >&2
+    exit 2
+    ;;
+esac
+
+if ! has cargo; then
+    echo "portward is built with cargo, which is not in PATH: install a Rust toolchain from https://rustup.rs" >&2
+    exit 1
+fi
+
+manager=none
+for candidate in apt-get dnf; do
+    if has "$candidate"; then
+        manager=$candidate
+        break
+    fi
+done
+
+packages=$(missing "$1" "$manager" | tr '\n' ' ')
+[ -n "$packages" ] || exit 0
+
+if [ "$manager" = none ]; then
+    echo "Missing (by their names on RHEL): $packages" >&2
+    echo "There is neither apt-get nor dnf here: install them with the package manager of this system." >&2
+    exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    echo "Missing: $packages" >&2
+    echo "Run this as root, or install them first: $manager install $packages" >&2
+    exit 1
+fi
+
+echo "Installing: $packages"
+# The names are separate words on purpose.
+# shellcheck disable=SC2086
+if [ "$manager" = apt-get ]; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -qq update </dev/null
+    apt-get -qq install --yes --no-install-recommends $packages </dev/null >/dev/null
+else
+    # The -devel packages are in a repository that is switched off by default, under a name of each distribution's own.
+    repositories=$(dnf -q repolist --all | awk '{ print $1 }' |
+        grep -E '^(crb|powertools|codeready-builder-for-rhel-[0-9]+-[a-z0-9_]+-rpms)$' | paste -sd, -) || true
+    dnf -q -y ${repositories:+--enablerepo="$repositories"} install $packages </dev/null
+fi
+
+packages=$(missing "$1" "$manager" | tr '\n' ' ')
+if [ -n "$packages" ]; then
+    echo "Still missing after the installation: $packages" >&2
+    exit 1
+fi
