@@ -8,9 +8,66 @@
 
 mod allowance;
 mod explain;
+mod find_host;
 mod lower;
 mod peers;
+mod ports;
 
-pub use allowance::{Allowance, Closed, Direction, Reason, RowRef};
-pub use explain::{Explanation, Grant, NearMiss, Query};
-pub use peers::{Peers, Tunnel};
+pub use allowance::{Allowance, Closed, Declared, Direction, Reason, RowRef};
+pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
+pub use find_host::{Candidate, HostError, find_host};
+pub use peers::{Peers, Tunnel, short_network};
+
+use crate::policy::{Catalogue, Host, Policy, Ports};
+use crate::ruleset::{PortRange, Protocol};
+use peers::View;
+
+/// What one host may exchange with whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan<'a> {
+    /// The policy.
+    pub policy: &'a Policy,
+    /// The catalogue.
+    pub catalogue: &'a Catalogue,
+    /// The host, one of the policy's.
+    pub host: &'a Host,
+    /// What is allowed: the catalogue's rows in their order, then the policy's own by name.
+    pub allowances: Vec<Allowance<'a>>,
+    /// The rows that open nothing here, in the same order.
+    pub closed: Vec<Closed<'a>>,
+    /// Dynamic ports as the catalogue declares them.
+    pub declared: Vec<Declared<'a>>,
+}
+
+impl<'a> Plan<'a> {
+    /// Works out what the policy and the catalogue allow on this host.
+    pub fn new(policy: &'a Policy, catalogue: &'a Catalogue, host: &'a Host) -> Self {
+        let mut plan =
+            Self { policy, catalogue, host, allowances: Vec::new(), closed: Vec::new(), declared: Vec::new() };
+        for row in &catalogue.rows {
+            plan.add_row(row);
+        }
+        for allow in policy.allows.values() {
+            plan.add_allow(allow);
+        }
+        plan
+    }
+
+    /// Whether the policy would lock its administrators out of this host: nobody in the group `admin` can reach 22/tcp,
+    /// and the policy does not say that this is meant.
+    pub fn locks_out_admin(&self) -> bool {
+        /// Secure Shell (IANA service names and port numbers).
+        const SSH: Ports = Ports::Range(Protocol::Tcp, PortRange { first: 22, last: 22 });
+        let admits_admin = |allowance: &Allowance<'_>| {
+            allowance.direction == Direction::Ingress
+                && allowance.ports.iter().any(|ports| ports::contains(*ports, SSH))
+                && allowance.peers.group == "admin"
+                && !allowance.peers.is_empty()
+        };
+        !self.policy.allow_lockout && !self.allowances.iter().any(admits_admin)
+    }
+
+    fn view(&self) -> View<'a> {
+        View { policy: self.policy, host: self.host }
+    }
+}

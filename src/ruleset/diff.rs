@@ -331,4 +331,3 @@ pub fn summary(changes: &[Change]) -> String {
     }
     if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
 }
-

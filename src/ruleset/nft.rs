@@ -34,10 +34,14 @@ impl Display for Script<'_> {
 
 fn write_set(f: &mut Formatter<'_>, name: &str, set: &Set) -> fmt::Result {
     writeln!(f, "\tset {name} {{")?;
-    writeln!(f, "\t\ttype {}", match set.family() {
-        Family::Ipv4 => "ipv4_addr",
-        Family::Ipv6 => "ipv6_addr",
-    })?;
+    writeln!(
+        f,
+        "\t\ttype {}",
+        match set.family() {
+            Family::Ipv4 => "ipv4_addr",
+            Family::Ipv6 => "ipv6_addr",
+        }
+    )?;
     if set.is_interval() {
         writeln!(f, "\t\tflags interval")?;
     }

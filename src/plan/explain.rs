@@ -1,0 +1,309 @@
+//! May this address reach this port, by what, and if not, what would have to change?
+//!
+//! The answer is worked out from the allowances, not from the ruleset, so that the two can be compared: tests send
+//! real packets and expect the kernel to agree.
+
+use super::allowance::{Leg, holds, legs};
+use super::peers::{find, group_name, party_name, short_network};
+use super::ports::contains;
+use super::{Direction, Plan, RowRef, Tunnel};
+use crate::policy::{Allow, Condition, EgressMode, Group, Host, Mode, PartyKind, Ports, Row, Scope};
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+/// One packet that begins a connection, or one echo request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Query {
+    /// Who opens the connection: [`Direction::Ingress`], the peer; [`Direction::Egress`], the host of the plan.
+    pub direction: Direction,
+    /// The address at the other end.
+    pub peer: IpAddr,
+    /// A single port, or echo.
+    pub port: Ports,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// What the policy says.
+    pub verdict: Verdict,
+    /// Everything that allows it; empty exactly when it is denied.
+    pub grants: Vec<Grant>,
+    /// When it is denied: what comes near, and what would have to change.
+    pub near_misses: Vec<NearMiss>,
+    /// What else one should know, such as that the policy only observes.
+    pub notes: Vec<String>,
+}
+
+/// What the policy says of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may pass.
+    Allowed,
+    /// It may not.
+    Denied,
+}
+
+/// Something that allows a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Grant {
+    /// A row of the catalogue or of the policy.
+    Row {
+        /// Which, such as `syslog` or `allow monitoring`.
+        row: String,
+        /// By which flow, such as `log-source -> event-processor`.
+        flow: String,
+        /// As a member of which group.
+        group: String,
+        /// By which address or network.
+        member: IpNet,
+        /// The line of the policy on which the address stands; `None` when it stands in the catalogue.
+        line: Option<u32>,
+    },
+    /// The address is the host's own, and loopback traffic is always allowed.
+    Loopback,
+    /// Outgoing traffic is not looked at.
+    EgressOff,
+}
+
+/// A row that opens the port, but not for this packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NearMiss {
+    /// Which row.
+    pub row: String,
+    /// What keeps it from allowing the packet.
+    pub why: String,
+    /// What would have to change; `None` when nothing in the policy would help.
+    pub remedy: Option<Remedy>,
+}
+
+/// A change of the policy, as an instruction.
+pub type Remedy = String;
+
+impl Plan<'_> {
+    /// Says whether the packet may pass, and why.
+    pub fn explain(&self, query: &Query) -> Explanation {
+        let mut notes = Vec::new();
+        let is_own = query.peer.is_loopback() || self.host.addresses.contains(&query.peer);
+        let grants = if is_own {
+            vec![Grant::Loopback]
+        } else if query.direction == Direction::Egress && self.policy.egress == EgressMode::Off {
+            vec![Grant::EgressOff]
+        } else {
+            self.grants(query)
+        };
+        if !grants.is_empty() {
+            return Explanation { verdict: Verdict::Allowed, grants, near_misses: Vec::new(), notes };
+        }
+        let observed = match query.direction {
+            Direction::Ingress => self.policy.mode == Mode::Observe,
+            Direction::Egress => self.policy.egress == EgressMode::Observe,
+        };
+        if observed {
+            notes.push("the policy only observes: the packet passes, and is counted and logged".to_owned());
+        }
+        if let Some(note) = base_traffic_note(query) {
+            notes.push(note.to_owned());
+        }
+        Explanation { verdict: Verdict::Denied, grants, near_misses: self.near_misses(query), notes }
+    }
+
+    fn grants(&self, query: &Query) -> Vec<Grant> {
+        self.allowances
+            .iter()
+            .filter(|allowance| allowance.direction == query.direction)
+            .filter(|allowance| allowance.ports.iter().any(|ports| contains(*ports, query.port)))
+            .filter_map(|allowance| {
+                let (member, line) = allowance.peers.find(query.peer)?;
+                Some(Grant::Row {
+                    row: allowance.row.to_string(),
+                    flow: allowance.flow.clone(),
+                    group: allowance.peers.group.clone(),
+                    member,
+                    line: (line > 0).then_some(line),
+                })
+            })
+            .collect()
+    }
+
+    fn near_misses(&self, query: &Query) -> Vec<NearMiss> {
+        let mut misses = Vec::new();
+        for row in &self.catalogue.rows {
+            let dynamic = row.dynamic.iter().flat_map(|dynamic| &dynamic.egress);
+            let ports = row.ports.iter().chain(dynamic.filter(|_| query.direction == Direction::Egress));
+            if ports.into_iter().any(|ports| contains(*ports, query.port)) {
+                self.row_misses(query, row, &mut misses);
+            }
+        }
+        for allow in self.policy.allows.values() {
+            if allow.ports.iter().any(|ports| contains(*ports, query.port)) {
+                misses.extend(self.allow_miss(query, allow));
+            }
+        }
+        misses
+    }
+
+    /// Why a row of the catalogue that has the port does not open it for this packet.
+    fn row_misses(&self, query: &Query, row: &Row, misses: &mut Vec<NearMiss>) {
+        let mut miss = |why: String, remedy: Option<Remedy>| {
+            let miss = NearMiss { row: RowRef::Catalogue(&row.id).to_string(), why, remedy };
+            if !misses.contains(&miss) {
+                misses.push(miss);
+            }
+        };
+        let adjustment = self.policy.rows.get(&row.id);
+        if let Some(adjustment) = adjustment.filter(|adjustment| !adjustment.enabled) {
+            let remedy = format!("remove `enabled = false` from [row.{}], line {}", row.id, adjustment.line);
+            return miss("the policy switches the row off".to_owned(), Some(remedy));
+        }
+        if row.scope == Scope::Internal {
+            let remedy = "write an [[allow]] if the site needs it all the same".to_owned();
+            return miss("the port serves the host itself only".to_owned(), Some(remedy));
+        }
+        if let Some(condition) = row.when.iter().find(|condition| !holds(condition, self.policy)) {
+            return miss(format!("the row needs: {condition}"), condition_remedy(condition));
+        }
+        let view = self.view();
+        let legs: Vec<Leg<'_>> =
+            legs(view, &row.flows).into_iter().filter(|leg| leg.direction == query.direction).collect();
+        if legs.is_empty() {
+            let flows: Vec<_> = row
+                .flows
+                .iter()
+                .map(|flow| {
+                    let arrow = if flow.both { "<->" } else { "->" };
+                    format!("{} {arrow} {}", group_name(&flow.from), group_name(&flow.to))
+                })
+                .collect();
+            let why =
+                format!("its flows ({}) do not concern {}, whose roles are {}", flows.join(", "), self.host.name, {
+                    self.host.roles.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+                });
+            return miss(why, None);
+        }
+        for leg in legs {
+            let everybody = view.peers(leg.other, Tunnel::Any, Some(row));
+            let group = group_name(leg.other);
+            if everybody.find(query.peer).is_none() {
+                miss(
+                    format!("{} is not in {group} ({})", query.peer, leg.flow),
+                    self.join_remedy(query.peer, leg.other),
+                );
+                continue;
+            }
+            let peers = view.peers(leg.other, Tunnel::from(row.tunnelled), Some(row));
+            if peers.find(query.peer).is_none() {
+                let other = self.host_of(query.peer);
+                let name = other.map_or_else(|| query.peer.to_string(), |host| host.name.clone());
+                match Tunnel::from(row.tunnelled) {
+                    Tunnel::Encrypted => miss(
+                        format!("it exists only between a console and a managed host with an encrypted link ({name})"),
+                        Some("set `encrypted = true` for the managed host if its link to the console is".to_owned()),
+                    ),
+                    Tunnel::Any | Tunnel::Clear => {
+                        let managed = if self.host.is_console() { other } else { Some(self.host) };
+                        miss(
+                            format!("between {} and {name} it travels inside SSH", self.host.name),
+                            managed.map(|host| {
+                                format!("remove `encrypted = true` from host {}, line {}", host.name, host.line)
+                            }),
+                        );
+                    }
+                }
+                continue;
+            }
+            if let Some(adjustment) = adjustment
+                && let Some(limits) = &adjustment.only_from
+                && find(limits, query.peer).is_none()
+            {
+                miss(
+                    format!("`only-from` leaves {} out", query.peer),
+                    Some(format!("add {} to only-from of [row.{}], line {}", query.peer, row.id, adjustment.line)),
+                );
+            }
+        }
+    }
+
+    /// Why an `[[allow]]` that has the port does not open it for this packet.
+    fn allow_miss(&self, query: &Query, allow: &Allow) -> Option<NearMiss> {
+        let view = self.view();
+        let (own, other, own_key, other_key) = match query.direction {
+            Direction::Ingress => (&allow.to, &allow.from, "to", "from"),
+            Direction::Egress => (&allow.from, &allow.to, "from", "to"),
+        };
+        let (missing, key) = if own.iter().any(|party| view.is_party(party)) {
+            (query.peer.to_string(), other_key)
+        } else if other.iter().any(|party| match &party.kind {
+            PartyKind::Group(group) => view.peers(group, Tunnel::Any, None).find(query.peer).is_some(),
+            _ => view.named_peers(String::new(), std::slice::from_ref(party)).find(query.peer).is_some(),
+        }) {
+            (self.host.name.clone(), own_key)
+        } else {
+            return None;
+        };
+        let parties: Vec<_> = if key == "from" { &allow.from } else { &allow.to }.iter().map(party_name).collect();
+        Some(NearMiss {
+            row: RowRef::Allow(&allow.name).to_string(),
+            why: format!("{missing} is not in `{key}` ({})", parties.join(", ")),
+            remedy: Some(format!("add \"{missing}\" to `{key}` of [[allow]] {}, line {}", allow.name, allow.line)),
+        })
+    }
+
+    /// What would make the address a member of the group.
+    fn join_remedy(&self, address: IpAddr, group: &Group) -> Option<Remedy> {
+        let host = self.host_of(address);
+        match group {
+            Group::External(name) => Some(format!("add \"{address}\" to {name} in [groups]")),
+            Group::Role(role) => Some(match host {
+                Some(host) => format!("give host {} (line {}) the role {role}", host.name, host.line),
+                None => format!("add a [[host]] with this address and the role {role}"),
+            }),
+            Group::Appliance | Group::ManagedHost if host.is_none() => {
+                Some("add a [[host]] with this address".to_owned())
+            }
+            Group::HaPeer => Some(match host {
+                Some(host) => {
+                    format!("set ha-peer = \"{}\" for host {}, line {}", host.name, self.host.name, self.host.line)
+                }
+                None => "add a [[host]] with this address and name it as ha-peer".to_owned(),
+            }),
+            Group::Appliance | Group::ManagedHost | Group::PublicServer => None,
+        }
+    }
+
+    fn host_of(&self, address: IpAddr) -> Option<&Host> {
+        self.policy.hosts.values().find(|host| host.addresses.contains(&address))
+    }
+}
+
+impl Grant {
+    /// The address or network in short, for people.
+    pub fn member(&self) -> Option<String> {
+        match self {
+            Self::Row { member, .. } => Some(short_network(*member)),
+            Self::Loopback | Self::EgressOff => None,
+        }
+    }
+}
+
+fn condition_remedy(condition: &Condition) -> Option<Remedy> {
+    match condition {
+        Condition::Feature(feature) => Some(format!("add \"{feature}\" to features")),
+        Condition::NotFeature(feature) => Some(format!("remove \"{feature}\" from features")),
+        Condition::VersionBefore(_) => None,
+        Condition::EncryptedAppHost => Some("set `encrypted = true` for the app host if its link is".to_owned()),
+    }
+}
+
+/// Ports on which packets pass by other properties than their sender's address.
+fn base_traffic_note(query: &Query) -> Option<&'static str> {
+    use crate::ruleset::Protocol::Udp;
+    let Ports::Range(Udp, range) = query.port else { return None };
+    match (query.direction, range.first) {
+        (Direction::Ingress, 68 | 546) => Some("replies of DHCP servers (from port 67 or 547) are always allowed"),
+        (Direction::Egress, 67 | 547) => {
+            Some("requests of the host's DHCP client (from port 68 or 546) are always allowed")
+        }
+        _ => None,
+    }
+}
