@@ -1,1 +1,16 @@
 //! A laboratory of hosts as network namespaces, and the tests that drive the real `portward` in it.
+//!
+//! A [`Lab`] joins [`Host`]s by one bridge; everything happens inside namespaces that the laboratory makes and removes,
+//! so the machine's own network is never touched. [`listen::Responder`] and [`probe`] exchange real packets between
+//! hosts, [`portward`] runs the real binary in one of them, and [`counters`] and [`nflog`] read what the kernel did.
+#![forbid(unsafe_code)]
+
+pub mod counters;
+pub mod lab;
+pub mod listen;
+pub mod nflog;
+pub mod portward;
+pub mod probe;
+
+pub use lab::{Host, HostSpec, Lab};
+pub use probe::{Kind, Outcome, Probe};
