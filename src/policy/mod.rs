@@ -8,12 +8,21 @@
 
 mod catalogue;
 mod diagnostic;
+mod document;
+mod load;
 mod site;
+mod version;
+mod words;
 
 pub use catalogue::{
     Catalogue, Condition, Dynamic, Flow, Group, Ports, Row, RowKind, Scope, Server, Tracker, Tunnelled,
 };
-pub use diagnostic::{Diagnostic, Diagnostics, LoadError, Severity};
+pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use load::{LARGEST_SOURCE, LoadError, read_source};
 pub use site::{
-    Allow, Deny, EgressMode, Host, Logging, Member, Members, Mode, Party, PartyKind, Policy, RowAdjustment, Version,
+    Allow, Deny, EgressMode, Host, Loaded, Logging, Member, Members, Mode, Party, PartyKind, Policy, RowAdjustment,
 };
+pub use version::{Version, VersionError};
+
+/// The policy that `portward run --sandbox` enforces when it is given no other, and an example that teaches.
+pub const DEFAULT_POLICY: &str = include_str!("../../policy/default.toml");

@@ -1,10 +1,16 @@
 //! The site's policy: which appliances exist, who the outsiders are, and what differs from the catalogue.
 
-use super::{Group, Ports};
+mod members;
+mod read;
+
+use super::catalogue::CONSOLE;
+use super::{Catalogue, Diagnostics, Group, LoadError, Ports, Version, read_source};
 use crate::ruleset::LogTarget;
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 
 /// A policy that was read and found consistent. Collections are ordered by name, so that the order of things in the
 /// file never matters.
@@ -32,6 +38,35 @@ pub struct Policy {
     pub allows: BTreeMap<String, Allow>,
     /// Adjustments of rows of the catalogue, by id.
     pub rows: BTreeMap<String, RowAdjustment>,
+}
+
+/// A policy that was read, and what in its file is probably not meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The policy.
+    pub policy: Policy,
+    /// Warnings; often none.
+    pub warnings: Diagnostics,
+}
+
+impl Policy {
+    /// Reads a policy from a file.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load(path: &Path, catalogue: &Catalogue) -> Result<Loaded, LoadError> {
+        let text = read_source(path)?;
+        Self::parse(&text, &path.display().to_string(), catalogue)
+            .map_err(|source| LoadError::Invalid { path: path.to_owned(), source })
+    }
+
+    /// Reads a policy from its text. `label` is what diagnostics call the file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the text.
+    pub fn parse(text: &str, label: &str, catalogue: &Catalogue) -> Result<Loaded, Diagnostics> {
+        read::policy(text, label, catalogue)
+    }
 }
 
 /// What happens to packets that nothing allows.
@@ -74,12 +109,6 @@ pub struct Logging {
     pub burst: u32,
 }
 
-/// A version of JSA. Ordered as the releases are: 2014.5 < 2014.6 < 7.3.0 < 7.5.0 < 7.5.0-up6.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Version {
-    text: String,
-}
-
 /// An appliance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
@@ -100,7 +129,7 @@ pub struct Host {
 impl Host {
     /// Whether the host has the role `console`.
     pub fn is_console(&self) -> bool {
-        self.roles.contains("console")
+        self.roles.contains(CONSOLE)
     }
 }
 
@@ -111,6 +140,13 @@ pub struct Members {
     pub ipv4: Vec<Member<Ipv4Net>>,
     /// IPv6 addresses (prefix length 128) and networks.
     pub ipv6: Vec<Member<Ipv6Net>>,
+}
+
+impl Members {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ipv4.is_empty() && self.ipv6.is_empty()
+    }
 }
 
 /// One address or network of a policy.
@@ -169,3 +205,19 @@ pub struct RowAdjustment {
     /// The line of the policy file at which the adjustment begins.
     pub line: u32,
 }
+
+impl fmt::Display for PartyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Group(group) => write!(f, "{group}"),
+            Self::Host(name) => f.write_str(name),
+            Self::Ipv4(network) if network.prefix_len() == 32 => write!(f, "{}", network.addr()),
+            Self::Ipv4(network) => write!(f, "{network}"),
+            Self::Ipv6(network) if network.prefix_len() == 128 => write!(f, "{}", network.addr()),
+            Self::Ipv6(network) => write!(f, "{network}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

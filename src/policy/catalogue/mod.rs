@@ -1,8 +1,22 @@
 //! The catalogue: which role of a JSA deployment talks to which on what port, under which conditions.
 
-use super::Version;
+mod read;
+
+use super::{Diagnostics, LoadError, Version, read_source};
 use crate::ruleset::{PortRange, Protocol};
 use ipnet::IpNet;
+use std::fmt;
+use std::path::Path;
+use std::sync::LazyLock;
+
+/// The catalogue that is compiled into the binary.
+const EMBEDDED: &str = include_str!("../../../policy/jsa.toml");
+
+/// The role that is not a managed host; every deployment has it.
+pub(super) const CONSOLE: &str = "console";
+
+/// The role of hosts that run apps, which the condition `encrypted-app-host` looks at.
+pub(super) const APP_HOST: &str = "app-host";
 
 /// All rows that portward knows, with the vocabulary they use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +31,68 @@ pub struct Catalogue {
     pub versions: Vec<Version>,
     /// The rows in the order of the file: the vendor's rows, its public servers, and what every host needs besides.
     pub rows: Vec<Row>,
+}
+
+impl Catalogue {
+    /// The catalogue of the vendor's ports, `policy/jsa.toml`.
+    pub fn embedded() -> &'static Self {
+        static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(|| {
+            // A constant of the program: a unit test parses it.
+            Catalogue::parse(EMBEDDED, "jsa.toml").unwrap_or_else(|wrong| panic!("the embedded catalogue:\n{wrong}"))
+        });
+        &CATALOGUE
+    }
+
+    /// Reads a catalogue from a file.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let text = read_source(path)?;
+        Self::parse(&text, &path.display().to_string())
+            .map_err(|source| LoadError::Invalid { path: path.to_owned(), source })
+    }
+
+    /// Reads a catalogue from its text. `label` is what diagnostics call the file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the text.
+    pub fn parse(text: &str, label: &str) -> Result<Self, Diagnostics> {
+        read::catalogue(text, label)
+    }
+
+    /// The row with this id.
+    pub fn row(&self, id: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.id == id)
+    }
+
+    /// The group that a policy can name so; `public-server` is none of them.
+    pub fn group(&self, name: &str) -> Option<Group> {
+        match name {
+            "appliance" => Some(Group::Appliance),
+            "managed-host" => Some(Group::ManagedHost),
+            "ha-peer" => Some(Group::HaPeer),
+            _ if self.roles.iter().any(|role| role == name) => Some(Group::Role(name.to_owned())),
+            _ if self.external.iter().any(|group| group == name) => Some(Group::External(name.to_owned())),
+            _ => None,
+        }
+    }
+
+    /// The names that [`Catalogue::group`] knows: roles, then what stands for several hosts, then outsiders.
+    pub fn group_names(&self) -> impl Iterator<Item = &str> {
+        let fixed = ["appliance", "managed-host", "ha-peer"];
+        self.roles.iter().map(String::as_str).chain(fixed).chain(self.external.iter().map(String::as_str))
+    }
+
+    /// The newest version that the catalogue lists; `None` when it lists none.
+    pub fn newest_version(&self) -> Option<&Version> {
+        self.versions.iter().max()
+    }
+
+    /// Whether a version is listed, or is an update pack of a release that is listed.
+    pub fn knows_version(&self, version: &Version) -> bool {
+        self.versions.iter().any(|known| known.same_release(version))
+    }
 }
 
 /// One row of the catalogue.
@@ -142,7 +218,7 @@ pub struct Dynamic {
     pub egress: Vec<Ports>,
     /// RPC programs by number, for the tracker `rpc`.
     pub programs: Vec<u32>,
-    /// The port whose owner is looked at, for the trackers `rmi` and `process`.
+    /// The TCP port whose owner is asked or looked at; every tracker but `rpc` has one.
     pub anchor: Option<Ports>,
 }
 
@@ -167,3 +243,67 @@ pub enum Server {
     /// Named by DNS name; shown.
     Name(String),
 }
+
+impl fmt::Display for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let arrow = if self.both { "<->" } else { "->" };
+        write!(f, "{} {arrow} {}", self.from, self.to)
+    }
+}
+
+impl Group {
+    /// The name as flows and allowances write it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Role(name) | Self::External(name) => name,
+            Self::Appliance => "appliance",
+            Self::ManagedHost => "managed-host",
+            Self::HaPeer => "ha-peer",
+            Self::PublicServer => "public-server",
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Feature(feature) => f.write_str(feature),
+            Self::NotFeature(feature) => write!(f, "not {feature}"),
+            Self::VersionBefore(version) => write!(f, "version < {version}"),
+            Self::EncryptedAppHost => f.write_str("encrypted-app-host"),
+        }
+    }
+}
+
+impl Tracker {
+    /// The name as the catalogue writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Imq => "imq",
+            Self::Rpc => "rpc",
+            Self::Rmi => "rmi",
+            Self::Process => "process",
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(network) if network.prefix_len() == network.max_prefix_len() => {
+                write!(f, "{}", network.addr())
+            }
+            Self::Address(network) => write!(f, "{network}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
