@@ -23,6 +23,7 @@ pub use site::{
     Allow, Deny, EgressMode, Host, Loaded, Logging, Member, Members, Mode, Party, PartyKind, Policy, RowAdjustment,
 };
 pub use version::{Version, VersionError};
+pub use words::PortsError;
 
 /// The policy that `portward run --sandbox` enforces when it is given no other, and an example that teaches.
 pub const DEFAULT_POLICY: &str = include_str!("../../policy/default.toml");

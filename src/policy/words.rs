@@ -6,6 +6,7 @@ use crate::ruleset::{PortRange, Protocol};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
 
 /// The longest name of a row, group, host or allowance, in characters.
 const LONGEST_NAME: usize = 63;
@@ -19,6 +20,19 @@ impl fmt::Display for Ports {
             Self::Range(protocol, PortRange { first, last }) => f.pad(&format!("{first}-{last}/{}", protocol.name())),
             Self::Echo => f.pad("echo/icmp"),
         }
+    }
+}
+
+/// A word that does not name ports.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PortsError(String);
+
+impl FromStr for Ports {
+    type Err = PortsError;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        ports(word).map_err(|mistake| PortsError(mistake.to_string()))
     }
 }
 

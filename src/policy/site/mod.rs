@@ -78,6 +78,16 @@ pub enum Mode {
     Observe,
 }
 
+impl Mode {
+    /// The name as the policy writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        }
+    }
+}
+
 /// What happens to outgoing packets that nothing allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EgressMode {
@@ -87,6 +97,17 @@ pub enum EgressMode {
     Observe,
     /// They are refused.
     Enforce,
+}
+
+impl EgressMode {
+    /// The name as the policy writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Observe => "observe",
+            Self::Enforce => "enforce",
+        }
+    }
 }
 
 /// How a denied packet is refused.
