@@ -1,0 +1,30 @@
+//! The options that name files and the host, and what comes of them.
+
+use super::{Error, Options};
+use crate::daemon::DEFAULT_POLICY_PATH;
+use crate::daemon::identity::Identity;
+use crate::daemon::load::{self, HostChoice, Site, Sources};
+use std::path::PathBuf;
+
+impl Options {
+    /// The files, by default those of the system.
+    pub(super) fn sources(&self) -> Sources {
+        let policy = self.policy.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_POLICY_PATH));
+        Sources { policy, catalogue: self.catalogue.clone() }
+    }
+
+    /// The host that was asked for.
+    pub(super) fn choice(&self) -> HostChoice {
+        self.host.clone().map_or(HostChoice::Local, HostChoice::Named)
+    }
+
+    /// Loads the policy.
+    pub(super) fn site(&self) -> Result<Site, Error> {
+        Ok(Site::load(&self.sources())?)
+    }
+}
+
+/// What this machine knows of itself.
+pub(super) fn identity() -> Result<Identity, Error> {
+    Ok(Identity::of_this_host().map_err(load::Error::Identity)?)
+}

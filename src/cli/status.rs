@@ -1,0 +1,119 @@
+//! `portward status`.
+
+use super::Error;
+use super::output::{Answer, BOLD, Code, GREEN, RED, count, styled, table};
+use crate::daemon::protocol::{Reply, Request};
+use crate::daemon::status::{Condition, Status as DaemonStatus};
+use crate::daemon::{DEFAULT_CONTROL_SOCKET, ask};
+use anstyle::Style;
+use clap::Args;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Ask the daemon whether the policy file is what the kernel enforces
+///
+/// The exit code is 0 when it is; 1 when the daemon keeps an older policy because the file does not load, or when the
+/// kernel does not take what it should; 2 when no daemon answers.
+#[derive(Debug, Args)]
+pub(super) struct Status {
+    /// The daemon's control socket
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
+    control_socket: PathBuf,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(super) fn run(&self) -> Result<Answer, Error> {
+        let status = match ask(&self.control_socket, Request::Status)? {
+            Reply::Status(status) => status,
+            Reply::Error(message) => return Err(Error::Refused(message)),
+            Reply::Reloaded { .. } => return Err(Error::Refused("the daemon answered another question".to_owned())),
+        };
+        let code = if status.condition == Condition::InStep { Code::Fine } else { Code::No };
+        if self.json {
+            return Answer::json(&status, code);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Ok(Answer { text: render(&status, now), code })
+    }
+}
+
+fn render(status: &DaemonStatus, now: u64) -> String {
+    let (style, condition) = match status.condition {
+        Condition::InStep => (GREEN, "in step: the kernel enforces what the policy file says"),
+        Condition::Keeping => (RED, "keeping: the policy file does not load, what was enforced before stays"),
+        Condition::Failing => (RED, "failing: the kernel does not hold what the policy says"),
+    };
+    let mut lines = Vec::new();
+    let mut line = |name: &str, value: String| lines.push(([name.to_owned(), value], Style::new()));
+    line(
+        "daemon",
+        format!("portward {}, process {}, started {}", status.version, status.pid, ago(status.started, now)),
+    );
+    line("policy", status.policy.display().to_string());
+    match &status.enforced {
+        Some(enforced) => {
+            line("host", format!("{} ({})", enforced.host, enforced.found));
+            line("mode", format!("{}, egress {}", enforced.mode, enforced.egress));
+            line("loaded", ago(enforced.loaded, now));
+            if !enforced.warnings.is_empty() {
+                line("warnings", format!("{}; `portward check` shows them", enforced.warnings.len()));
+            }
+        }
+        None => line("host", "unknown: the table is the one that an earlier daemon left".to_owned()),
+    }
+    if let Some(table) = status.table {
+        let sizes = [
+            count(table.sets, "set"),
+            count(table.elements, "element"),
+            count(table.chains, "chain"),
+            count(table.rules, "rule"),
+        ];
+        line("table", sizes.join(", "));
+    }
+    if let Some(change) = &status.last_change {
+        line("changed", format!("{}, {}: {}", ago(change.at, now), change.cause, change.changes));
+    }
+    if let Some(repair) = &status.last_repair {
+        let times = count(usize::try_from(status.repairs).unwrap_or(usize::MAX), "time");
+        line("repaired", format!("{times}, last {} after {}: {}", ago(repair.at, now), repair.by, repair.changes));
+    }
+    let mut text = format!("{}\n{}", styled(style, condition), table(&lines));
+    for (title, failure) in [("the policy does not load", &status.policy_error), ("the kernel", &status.kernel_error)] {
+        if let Some(failure) = failure {
+            text.push_str(&format!("\n{} (since {}):\n", styled(BOLD, title), ago(failure.since, now)));
+            for line in failure.message.lines() {
+                text.push_str(format!("  {line}").trim_end());
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+fn ago(then: u64, now: u64) -> String {
+    let seconds = now.saturating_sub(then);
+    match seconds {
+        0..60 => format!("{seconds} s ago"),
+        60..3600 => format!("{} min ago", seconds / 60),
+        3600..86_400 => format!("{} h {} min ago", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_short() {
+        assert_eq!(ago(100, 100), "0 s ago");
+        assert_eq!(ago(100, 99), "0 s ago");
+        assert_eq!(ago(0, 3599), "59 min ago");
+        assert_eq!(ago(0, 2 * 3600 + 120), "2 h 2 min ago");
+        assert_eq!(ago(0, 10 * 86_400), "10 days ago");
+    }
+}
