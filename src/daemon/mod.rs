@@ -1,0 +1,565 @@
+//! The daemon: keeps the kernel in step with the policy file, and tells how it fares.
+//!
+//! One task, `Daemon`, owns the netlink socket and does one thing after the other. The others only send it events:
+//! `watch` that the file may have changed, `control` that somebody asks for a reload, the kernel that the ruleset
+//! was changed. What the daemon does is published as a [`status::Status`], which anybody may look at without waiting
+//! for the loop. Deciding is left to [`reconcile`] and [`load`], which know nothing of tasks.
+//!
+//! What fails keeps what runs: a policy that does not load changes nothing in the kernel.
+#![forbid(unsafe_code)]
+
+mod control;
+pub mod identity;
+pub mod load;
+pub mod logging;
+pub mod protocol;
+pub mod reconcile;
+pub mod sandbox;
+mod service;
+pub mod status;
+mod watch;
+
+pub use control::{ClientError, Error as ControlError, ask};
+
+use crate::kernel::{Kernel, Monitor, Netlink, Notification};
+use crate::ruleset::{Ruleset, Statement};
+use control::{ReloadRequest, Server};
+use identity::Identity;
+use load::{HostChoice, Site, Sources, Texts};
+use protocol::Reply;
+use reconcile::{Outcome, Reconciler};
+use status::{Condition, Enforced, Failure, LastChange, Repair, Status, TableSize, now};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch as channel};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tracing::{error, info, warn};
+use watch::Watcher;
+
+/// Where the policy is when the command line does not say.
+pub const DEFAULT_POLICY_PATH: &str = "/etc/portward/policy.toml";
+/// Where the control socket is when the command line does not say.
+pub const DEFAULT_CONTROL_SOCKET: &str = "/run/portward/control.sock";
+
+/// How often the kernel's generation is compared without any notification.
+const VERIFY_EVERY: Duration = Duration::from_secs(30);
+/// How many changes of a foreign transaction are named in the log.
+const CHANGES_NAMED: usize = 3;
+
+/// What the daemon is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The files to enforce.
+    pub sources: Sources,
+    /// Which host of the policy this is.
+    pub host: HostChoice,
+    /// Where to listen for `portward status` and `portward reload`.
+    pub control_socket: PathBuf,
+}
+
+/// Why the daemon does not run.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The policy does not load, and there is no table yet that could be kept.
+    #[error(transparent)]
+    Load(#[from] load::Error),
+    /// The control socket cannot be had.
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    /// The kernel does not take the ruleset.
+    #[error("the kernel does not take the ruleset")]
+    Apply(#[from] reconcile::Error),
+    /// The kernel's nftables cannot be reached.
+    #[error("the kernel's nftables cannot be reached")]
+    Kernel(#[from] crate::kernel::Error),
+    /// The system lacks something.
+    #[error("{action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn failed(action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System { action, source }
+}
+
+/// Runs until SIGTERM or SIGINT. The table stays.
+///
+/// # Errors
+///
+/// Only what keeps the daemon from starting; once it runs, it deals with errors itself.
+pub fn run(config: Config) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("the runtime cannot be started"))?;
+    runtime.block_on(async {
+        let server = Server::bind(&config.control_socket)?;
+        let mut signals = Signals::new().map_err(failed("signals cannot be handled"))?;
+        let mut files = vec![config.sources.policy.clone()];
+        files.extend(config.sources.catalogue.clone());
+        // Watching begins before the first read, so that no change falls between the two.
+        let watcher = Watcher::new(&files).map_err(failed("the policy cannot be watched"))?;
+        let mut daemon = Daemon::new(config, Netlink::open()?);
+        daemon.start()?;
+
+        let (reloads, reload_requests) = mpsc::channel(1);
+        let server = tokio::spawn(server.run(daemon.status.subscribe(), reloads));
+        let (changes, changed) = mpsc::channel(1);
+        tokio::spawn(watcher.run(changes));
+        daemon.serve(&mut signals, changed, reload_requests).await;
+        // The socket file goes with the server.
+        server.abort();
+        let _ = server.await;
+        Ok(())
+    })
+}
+
+/// The signals that the daemon heeds.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// Why the policy is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Start,
+    FileChanged,
+    Hangup,
+    Request,
+    /// The machine could not be found in the policy, and may have got its addresses since.
+    HostUnknown,
+}
+
+impl Cause {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Start => "the daemon started",
+            Self::FileChanged => "the policy changed",
+            Self::Hangup => "SIGHUP",
+            Self::Request => "a reload was asked for",
+            Self::HostUnknown => "this host was found",
+        }
+    }
+
+    /// Whether somebody waits for an answer, even to the same content.
+    fn is_explicit(self) -> bool {
+        matches!(self, Self::Start | Self::Hangup | Self::Request)
+    }
+}
+
+/// What the kernel shall hold, and how that is told.
+struct Desired {
+    ruleset: Ruleset,
+    /// `None`: the table that an earlier daemon left.
+    enforced: Option<Enforced>,
+}
+
+struct Daemon<K> {
+    config: Config,
+    reconciler: Reconciler<K>,
+    desired: Option<Desired>,
+    /// The content that was looked at last, whether or not it was good.
+    seen: Option<Texts>,
+    /// Whether the host was what was wrong with it.
+    host_unknown: bool,
+    monitor: Option<AsyncFd<Monitor>>,
+    /// What a foreign transaction has changed so far; its generation message ends it.
+    touched: Vec<String>,
+    status: channel::Sender<Status>,
+}
+
+impl<K: Kernel> Daemon<K> {
+    fn new(config: Config, kernel: K) -> Self {
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: now(),
+            condition: Condition::Keeping,
+            policy: config.sources.policy.clone(),
+            enforced: None,
+            table: None,
+            generation: None,
+            last_change: None,
+            policy_error: None,
+            kernel_error: None,
+            repairs: 0,
+            last_repair: None,
+        };
+        Self {
+            config,
+            reconciler: Reconciler::new(kernel),
+            desired: None,
+            seen: None,
+            host_unknown: false,
+            monitor: None,
+            touched: Vec::new(),
+            status: channel::Sender::new(status),
+        }
+    }
+
+    /// Loads and applies for the first time.
+    ///
+    /// Without a good policy the table of an earlier daemon is kept and guarded, and the service counts as ready: a
+    /// policy is enforced, and a service manager that never hears of readiness would kill the daemon that guards it.
+    /// The error is in the service's status text. Without a table there is nothing to guard, and the start fails.
+    fn start(&mut self) -> Result<(), Error> {
+        match self.load(Cause::Start) {
+            Ok(Some(desired)) => {
+                self.desired = Some(desired);
+                let outcome = self.bring_into_step(Cause::Start.words())?;
+                match outcome.is_nothing() {
+                    true => info!(generation = outcome.generation, "the table in the kernel is adopted as it is"),
+                    false => info!(generation = outcome.generation, "enforced: {}", outcome.changes),
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let snapshot = self.reconciler.snapshot()?;
+                let Some(table) = snapshot.table.clone() else { return Err(error.into()) };
+                if snapshot.foreign.is_empty() && can_be_restored(&table) {
+                    self.desired = Some(Desired { ruleset: table, enforced: None });
+                }
+                self.note_policy_error(&error, true);
+                warn!("the table that is in the kernel stays until the policy loads");
+                self.open_monitor();
+                self.publish();
+            }
+        }
+        service::ready(&self.summary());
+        Ok(())
+    }
+
+    async fn serve(
+        &mut self,
+        signals: &mut Signals,
+        mut changed: mpsc::Receiver<()>,
+        mut reload_requests: mpsc::Receiver<ReloadRequest>,
+    ) {
+        let mut verify = interval_at(Instant::now() + VERIFY_EVERY, VERIFY_EVERY);
+        verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                _ = signals.hangup.recv() => {
+                    // The outcome is in the log.
+                    let _ = self.reload(Cause::Hangup);
+                }
+                Some(()) = changed.recv() => {
+                    let _ = self.reload(Cause::FileChanged);
+                }
+                Some(asker) = reload_requests.recv() => {
+                    let reply = match self.reload(Cause::Request) {
+                        Ok(changes) => Reply::Reloaded { changes },
+                        Err(message) => Reply::Error(message),
+                    };
+                    // A client that has gone needs no answer.
+                    let _ = asker.send(reply);
+                }
+                notifications = notifications(&mut self.monitor) => self.heed(notifications),
+                _ = verify.tick() => {
+                    if self.host_unknown {
+                        let _ = self.reload(Cause::HostUnknown);
+                    }
+                    self.verify("the daemon's regular look");
+                }
+            }
+        }
+        info!("stopping; the table stays");
+        service::stopping();
+    }
+
+    /// Reads the policy and applies it; says what changed in the kernel, or what is wrong.
+    fn reload(&mut self, cause: Cause) -> Result<String, String> {
+        let result = match self.load(cause) {
+            Ok(None) => return Ok("nothing".to_owned()),
+            Ok(Some(desired)) => {
+                service::reloading();
+                self.desired = Some(desired);
+                self.bring_into_step(cause.words()).map_err(|error| describe(&error))
+            }
+            Err(error) => {
+                if cause.is_explicit() {
+                    service::reloading();
+                }
+                let message = self.note_policy_error(&error, cause.is_explicit());
+                self.publish();
+                Err(message)
+            }
+        };
+        service::ready(&self.summary());
+        result.map(|outcome| {
+            info!(generation = outcome.generation, "{}: {}", cause.words(), outcome.changes);
+            outcome.changes
+        })
+    }
+
+    /// Reads the policy and plans; `None` when the content is what was looked at last and nobody asks for more.
+    fn load(&mut self, cause: Cause) -> Result<Option<Desired>, load::Error> {
+        let texts = match Texts::read(&self.config.sources) {
+            Ok(texts) => texts,
+            Err(error) => {
+                self.seen = None;
+                return Err(error.into());
+            }
+        };
+        if self.seen.as_ref() == Some(&texts) && cause == Cause::FileChanged {
+            return Ok(None);
+        }
+        self.host_unknown = false;
+        let site = Site::parse(&texts, &self.config.sources);
+        self.seen = Some(texts);
+        let site = site?;
+        let identity = Identity::of_this_host().map_err(load::Error::Identity)?;
+        let (host, found) = site.find(&self.config.host, &identity).inspect_err(|_| self.host_unknown = true)?;
+        let ruleset = site.ruleset(host)?;
+        for warning in site.warnings.iter() {
+            warn!("{warning}");
+        }
+        let enforced = Enforced {
+            host: host.name.clone(),
+            found,
+            mode: site.policy.mode.name().to_owned(),
+            egress: site.policy.egress.name().to_owned(),
+            loaded: now(),
+            warnings: site.warnings.iter().map(ToString::to_string).collect(),
+        };
+        self.status.send_modify(|status| status.policy_error = None);
+        Ok(Some(Desired { ruleset, enforced: Some(enforced) }))
+    }
+
+    /// Applies what is desired. Whatever the kernel says is in the status afterwards.
+    fn bring_into_step(&mut self, cause: &str) -> Result<Outcome, reconcile::Error> {
+        let Some(desired) = &self.desired else {
+            let generation = self.reconciler.snapshot()?.generation;
+            return Ok(Outcome { changes: "nothing".to_owned(), count: 0, generation, foreign: Vec::new() });
+        };
+        // Nobody listens while the daemon itself changes the table: the kernel need not tell it what it knows.
+        self.monitor = None;
+        let result = self.reconciler.verify(&desired.ruleset);
+        self.open_monitor();
+        // What others did between the commit and the new monitor went unheard. Most of the time this only reads the
+        // generation.
+        let result = result.and_then(|first| {
+            let second = self.desired.as_ref().map(|desired| self.reconciler.verify(&desired.ruleset)).transpose()?;
+            Ok(second.filter(|second| !second.is_nothing()).unwrap_or(first))
+        });
+        let at = now();
+        match &result {
+            Ok(outcome) => self.status.send_modify(|status| {
+                status.kernel_error = None;
+                if !outcome.is_nothing() {
+                    let changes = outcome.changes.clone();
+                    status.last_change = Some(LastChange { at, cause: cause.to_owned(), changes });
+                }
+                if let Some(desired) = &self.desired {
+                    status.enforced = desired.enforced.clone();
+                }
+            }),
+            Err(error) => {
+                let message = describe(error);
+                error!("the kernel does not hold what it should, and is tried again: {message}");
+                self.status.send_modify(|status| {
+                    let since = status.kernel_error.as_ref().map_or(at, |failure| failure.since);
+                    status.kernel_error = Some(Failure { since, message });
+                });
+            }
+        }
+        self.publish();
+        result
+    }
+
+    /// Undoes what others have done to the table; `by` is who that was.
+    fn verify(&mut self, by: &str) {
+        // An error is in the log and in the status.
+        let Ok(outcome) = self.bring_into_step("the table was repaired") else { return };
+        if outcome.is_nothing() {
+            return;
+        }
+        for object in &outcome.foreign {
+            warn!("was in the table and is gone: {object}");
+        }
+        warn!(generation = outcome.generation, "the table was changed by {by} and is repaired: {}", outcome.changes);
+        self.status.send_modify(|status| {
+            status.repairs += 1;
+            status.last_repair = Some(Repair { at: now(), by: by.to_owned(), changes: outcome.changes });
+        });
+    }
+
+    /// Looks through what the kernel told, and repairs the table if others have touched it.
+    fn heed(&mut self, notifications: Result<Vec<Notification>, crate::kernel::Error>) {
+        let notifications = match notifications {
+            Ok(notifications) => notifications,
+            Err(error) => {
+                warn!("notifications cannot be read, and are asked for anew: {}", describe(&error));
+                self.reconciler.forget();
+                return self.verify("somebody");
+            }
+        };
+        let mut by = None;
+        for notification in notifications {
+            match notification {
+                Notification::Table { what } => self.touched.push(what),
+                Notification::Generation { id, pid, process } => {
+                    let touched = std::mem::take(&mut self.touched);
+                    if !self.is_news(id) {
+                        continue;
+                    }
+                    if touched.is_empty() {
+                        self.reconciler.changed_elsewhere(id);
+                    } else {
+                        let who = who(pid, process.as_deref());
+                        warn!(generation = id, "{who} changed the table: {}", some_of(&touched));
+                        by = Some(who);
+                    }
+                }
+                Notification::Lost => {
+                    self.touched.clear();
+                    self.reconciler.forget();
+                    by.get_or_insert_with(|| "somebody".to_owned());
+                }
+            }
+        }
+        if let Some(by) = by {
+            self.verify(&by);
+        }
+    }
+
+    /// Whether this generation came after what is known of the table. Generations wrap around.
+    fn is_news(&self, generation: u32) -> bool {
+        self.reconciler.generation().is_none_or(|known| generation.wrapping_sub(known).cast_signed() > 0)
+    }
+
+    fn open_monitor(&mut self) {
+        let monitor = Monitor::open().map_err(|error| describe(&error));
+        // What replaces `new` is unsafe, for descriptors that are closed or exchanged while they are registered; the
+        // monitor does neither.
+        #[allow(deprecated)]
+        let monitor = monitor.and_then(|monitor| AsyncFd::new(monitor).map_err(|error| error.to_string()));
+        self.monitor =
+            monitor.inspect_err(|error| warn!("no notifications, only a look every {VERIFY_EVERY:?}: {error}")).ok();
+        self.touched.clear();
+    }
+
+    /// Keeps the error for the status, and logs it unless it was logged before.
+    fn note_policy_error(&mut self, error: &load::Error, log_again: bool) -> String {
+        let message = describe(error);
+        let known = self.status.borrow().policy_error.as_ref().is_some_and(|failure| failure.message == message);
+        if !known || log_again {
+            error!("the policy does not load; what is enforced stays\n{message}");
+        }
+        if !known {
+            let failure = Failure { since: now(), message: message.clone() };
+            self.status.send_modify(|status| status.policy_error = Some(failure));
+        }
+        message
+    }
+
+    /// Completes the status by what follows from the rest.
+    fn publish(&mut self) {
+        let generation = self.reconciler.generation();
+        let table = match self.reconciler.snapshot() {
+            Ok(snapshot) => snapshot.table.as_ref().map(TableSize::of),
+            Err(_) => None,
+        };
+        self.status.send_modify(|status| {
+            status.generation = generation;
+            status.table = table;
+            status.condition = match (&status.kernel_error, &status.policy_error) {
+                (Some(_), _) => Condition::Failing,
+                (None, Some(_)) => Condition::Keeping,
+                (None, None) => Condition::InStep,
+            };
+        });
+    }
+
+    /// One line for the service manager.
+    fn summary(&self) -> String {
+        let status = self.status.borrow();
+        let enforced = match &status.enforced {
+            Some(enforced) => format!("host {}, {}", enforced.host, enforced.mode),
+            None => "the table of an earlier daemon".to_owned(),
+        };
+        let first_line = |failure: &Failure| failure.message.lines().next().unwrap_or_default().to_owned();
+        match (&status.kernel_error, &status.policy_error) {
+            (Some(failure), _) => format!("{enforced}; the kernel refuses: {}", first_line(failure)),
+            (None, Some(failure)) => format!("{enforced}; the policy does not load: {}", first_line(failure)),
+            (None, None) => enforced,
+        }
+    }
+}
+
+/// Waits until the kernel has something to tell; for ever without a monitor.
+async fn notifications(monitor: &mut Option<AsyncFd<Monitor>>) -> Result<Vec<Notification>, crate::kernel::Error> {
+    let Some(monitor) = monitor else { return std::future::pending().await };
+    loop {
+        // Waiting fails only when the runtime ends.
+        let Ok(mut ready) = monitor.readable_mut().await else { return std::future::pending().await };
+        let notifications = ready.get_inner_mut().read()?;
+        ready.clear_ready();
+        if !notifications.is_empty() {
+            return Ok(notifications);
+        }
+    }
+}
+
+/// Whether portward could write this table as it is.
+fn can_be_restored(table: &Ruleset) -> bool {
+    let mut statements = table.chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
+    !statements.any(|statement| matches!(statement, Statement::Unknown(_)))
+}
+
+/// The process that the kernel names in a generation message.
+fn who(pid: Option<u32>, process: Option<&str>) -> String {
+    match (process, pid) {
+        (Some(process), Some(pid)) => format!("{process} (process {pid})"),
+        (Some(process), None) => process.to_owned(),
+        (None, Some(pid)) => format!("process {pid}"),
+        (None, None) => "somebody".to_owned(),
+    }
+}
+
+fn some_of(changes: &[String]) -> String {
+    let named = changes.iter().take(CHANGES_NAMED).cloned().collect::<Vec<_>>().join(", ");
+    match changes.len().saturating_sub(CHANGES_NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+/// An error with its causes, in one text.
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        // Some errors already say what their cause says.
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        source = error.source();
+    }
+    text
+}
