@@ -216,26 +216,16 @@ pub(super) fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
 pub(super) struct Report<'s> {
     text: &'s str,
     label: &'s str,
-    /// Where each line begins.
-    lines: Vec<usize>,
-    /// The line that was asked for last: most questions come in the order of the text.
-    last: Cell<usize>,
+    /// A place whose line was asked for, and that line: most questions come in the order of the text, so that the next
+    /// answer is a short walk away.
+    last: Cell<(usize, u32)>,
     errors: Diagnostics,
     warnings: Diagnostics,
 }
 
 impl<'s> Report<'s> {
     pub(super) fn new(text: &'s str, label: &'s str) -> Self {
-        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(offset, _)| offset + 1);
-        let lines = std::iter::once(0).chain(breaks).collect();
-        Self {
-            text,
-            label,
-            lines,
-            last: Cell::new(0),
-            errors: Diagnostics::default(),
-            warnings: Diagnostics::default(),
-        }
+        Self { text, label, last: Cell::new((0, 1)), errors: Diagnostics::default(), warnings: Diagnostics::default() }
     }
 
     pub(super) fn text(&self) -> &'s str {
@@ -244,17 +234,15 @@ impl<'s> Report<'s> {
 
     /// The line, from 1, of a place in the text.
     pub(super) fn line(&self, offset: usize) -> u32 {
-        u32::try_from(self.line_index(offset) + 1).unwrap_or(u32::MAX)
-    }
-
-    fn line_index(&self, offset: usize) -> usize {
-        let begins = |index: usize| self.lines.get(index).copied().unwrap_or(usize::MAX);
-        let near = self.last.get();
-        let index = (near..near + 3)
-            .find(|index| begins(*index) <= offset && offset < begins(index + 1))
-            .unwrap_or_else(|| self.lines.partition_point(|begin| *begin <= offset).saturating_sub(1));
-        self.last.set(index);
-        index
+        let (place, line) = match self.last.get() {
+            (place, line) if place <= offset => (place, line),
+            _ => (0, 1),
+        };
+        let walked = self.text.as_bytes().get(place..offset).unwrap_or_default();
+        let breaks = walked.iter().filter(|byte| **byte == b'\n').count();
+        let line = line.saturating_add(u32::try_from(breaks).unwrap_or(u32::MAX));
+        self.last.set((offset, line));
+        line
     }
 
     pub(super) fn has_errors(&self) -> bool {
@@ -291,17 +279,17 @@ impl<'s> Report<'s> {
     }
 
     fn diagnostic(&self, severity: Severity, span: Span, mistake: Mistake) -> Diagnostic {
-        let index = self.line_index(span.start.min(self.text.len()));
-        let begin = self.lines.get(index).copied().unwrap_or(0);
-        let end = self.lines.get(index + 1).copied().unwrap_or(self.text.len());
-        let line = self.text.get(begin..end).unwrap_or_default().trim_end_matches(['\n', '\r']);
+        let start = span.start.min(self.text.len());
+        let begin = self.text.get(..start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
+        let rest = self.text.get(begin..).unwrap_or_default();
+        let line = rest.split('\n').next().unwrap_or_default().trim_end_matches('\r');
         let characters_before =
             |offset: usize| line.char_indices().take_while(|(place, _)| begin + place < offset).count();
         let mark = characters_before(span.start)..characters_before(span.end);
         Diagnostic {
             severity,
             file: self.label.to_owned(),
-            line: u32::try_from(index + 1).unwrap_or(u32::MAX),
+            line: self.line(start),
             column: u32::try_from(mark.start + 1).unwrap_or(u32::MAX),
             message: mistake.message,
             expected: mistake.expected,

@@ -6,6 +6,7 @@ use crate::policy::document::{self, List};
 use crate::policy::words;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::fmt::Display;
+use std::net::Ipv4Addr;
 
 /// A member together with its index in the list, by which its place is found again.
 struct Entry<N> {
@@ -20,6 +21,14 @@ pub(super) fn read(report: &mut Report<'_>, list: &List<'_>) -> Members {
     let mut ipv6: Vec<Entry<Ipv6Net>> = Vec::new();
     for (index, value) in list.value.iter().enumerate() {
         let Some(word) = document::text(report, value) else { continue };
+        // Nearly all entries of a long list.
+        if let Ok(address) = word.value.parse::<Ipv4Addr>()
+            && !address.is_unspecified()
+        {
+            let line = report.line(word.span.start);
+            ipv4.push(Entry { network: Ipv4Net::from(address), line, index });
+            continue;
+        }
         match words::network(word.value) {
             Ok(read) => {
                 let line = report.line(word.span.start);
@@ -38,25 +47,42 @@ pub(super) fn read(report: &mut Report<'_>, list: &List<'_>) -> Members {
 }
 
 /// A network of one family.
-trait Network: Copy + Ord + Display {
+trait Network: Copy + Eq + Display {
+    /// A number that sorts a network before everything that it contains.
+    type Key: Ord;
+
+    fn key(&self) -> Self::Key;
+
     fn contains(&self, other: &Self) -> bool;
 }
 
 impl Network for Ipv4Net {
+    type Key = u64;
+
+    fn key(&self) -> u64 {
+        u64::from(self.addr().to_bits()) << 8 | u64::from(self.prefix_len())
+    }
+
     fn contains(&self, other: &Self) -> bool {
         Self::contains(self, other)
     }
 }
 
 impl Network for Ipv6Net {
+    type Key = (u128, u8);
+
+    fn key(&self) -> (u128, u8) {
+        (self.addr().to_bits(), self.prefix_len())
+    }
+
     fn contains(&self, other: &Self) -> bool {
         Self::contains(self, other)
     }
 }
 
 fn sorted<N: Network>(report: &mut Report<'_>, list: &List<'_>, mut entries: Vec<Entry<N>>) -> Vec<Member<N>> {
-    // A network sorts before everything that it contains, and the first of two equal ones is kept.
-    entries.sort_unstable_by_key(|entry| (entry.network, entry.index));
+    // The first of two equal ones is kept.
+    entries.sort_unstable_by_key(|entry| (entry.network.key(), entry.index));
     let mut members: Vec<Member<N>> = Vec::with_capacity(entries.len());
     let mut widest: Option<Member<N>> = None;
     for Entry { network, line, index } in entries {
