@@ -30,13 +30,16 @@ pub(super) fn parse<'s>(report: &mut Report<'s>) -> Option<Spanned<DeTable<'s>>>
         Ok(document) => Some(document),
         Err(error) => {
             let span = error.span().unwrap_or(0..0);
-            let message = error.message().replace('\n', ", ");
+            let message = error.message();
             let named = report.text().get(span.clone()).filter(|_| message == "duplicate key");
-            let mistake = match named {
-                Some(key) => Mistake::new(format!("{} is already in this table", quoted(key)))
+            let mistake = match (named, message.split_once(", expected ")) {
+                (Some(key), _) => Mistake::new(format!("{} is already in this table", quoted(key)))
                     .expected("every key once")
                     .help("put both into one"),
-                None => Mistake::new(format!("not valid TOML: {message}")),
+                (None, Some((message, expected))) => {
+                    Mistake::new(format!("not valid TOML: {message}")).expected(expected)
+                }
+                (None, None) => Mistake::new(format!("not valid TOML: {message}")),
             };
             report.error(span, mistake);
             None

@@ -63,7 +63,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// The file was read and is wrong.
-    #[error("{}", source)]
+    #[error("{source}")]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -160,4 +160,101 @@ pub(super) fn is_empty(text: &str) -> bool {
 /// The text without the byte order mark that some editors write before it.
 pub(super) fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::Mode;
+    use std::error::Error as _;
+    use std::fs;
+
+    fn written(content: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("policy.toml");
+        fs::write(&path, content).unwrap();
+        (directory, path)
+    }
+
+    #[test]
+    fn a_file_is_read_whole_and_through_links() {
+        let (directory, path) = written("\u{feff}format = 1 # é\n");
+        assert_eq!(read_source(&path).unwrap(), "\u{feff}format = 1 # é\n");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(read_source(&link).unwrap(), "\u{feff}format = 1 # é\n");
+    }
+
+    #[test]
+    fn a_missing_file_is_told_with_its_path() {
+        let error = read_source(Path::new("/nonexistent/policy.toml")).unwrap_err();
+        assert!(matches!(error, LoadError::Missing { .. }), "{error:?}");
+        assert!(error.to_string().starts_with("/nonexistent/policy.toml: no such file; portward needs one"), "{error}");
+        assert!(error.source().is_some());
+    }
+
+    #[test]
+    fn a_path_through_a_file_cannot_be_read() {
+        let (_directory, path) = written("x");
+        let error = read_source(&path.join("policy.toml")).unwrap_err();
+        assert!(matches!(error, LoadError::Read { .. }), "{error:?}");
+        assert_eq!(error.path(), path.join("policy.toml"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        let socket = directory.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let expected = [
+            (directory.path(), "a directory"),
+            (&pipe, "a named pipe"),
+            (&socket, "a socket"),
+            (Path::new("/dev/zero"), "a device"),
+        ];
+        for (path, kind) in expected {
+            match read_source(path) {
+                Err(LoadError::NotAFile { found, .. }) => assert_eq!(found, kind),
+                other => panic!("{}: {other:?}", path.display()),
+            }
+        }
+    }
+
+    #[test]
+    fn the_size_is_bounded() {
+        let (_directory, path) = written("#");
+        let resize = |length| fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap();
+        resize(LARGEST_SOURCE + 1);
+        assert!(matches!(read_source(&path), Err(LoadError::TooLarge { .. })));
+        // A file whose size the system does not say is bounded while it is read.
+        let unsaid = File::open(&path).unwrap();
+        assert!(read_bounded(unsaid, 0).unwrap().is_none());
+        fs::write(&path, vec![b'x'; usize::try_from(LARGEST_SOURCE).unwrap()]).unwrap();
+        assert_eq!(read_source(&path).unwrap().len() as u64, LARGEST_SOURCE);
+    }
+
+    #[test]
+    fn what_holds_no_setting_is_empty() {
+        for content in ["", "\n \t\r\n", "# only\n  # comments\n", "\u{feff}\n"] {
+            let (_directory, path) = written(content);
+            assert!(matches!(read_source(&path), Err(LoadError::Empty { .. })), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn invalid_utf8_is_told_with_its_line() {
+        let (_directory, path) = written(b"format = 1\n# caf\xe9\n");
+        let error = read_source(&path).unwrap_err();
+        assert_eq!(error.to_string(), format!("{}:2: not valid UTF-8; save the file as UTF-8", path.display()));
+    }
+
+    #[test]
+    fn what_is_wrong_inside_is_told_with_the_path_as_it_was_given() {
+        let (_directory, path) = written("format = 1\n");
+        let error = crate::policy::Policy::load(&path, crate::policy::Catalogue::embedded()).unwrap_err();
+        assert_eq!(error.diagnostics().unwrap().list.len(), 1);
+        assert!(error.to_string().starts_with(&format!("{}:1:1: the policy has no hosts", path.display())), "{error}");
+    }
 }

@@ -71,7 +71,10 @@ fn range(word: &str) -> Result<PortRange, String> {
 }
 
 fn port(word: &str) -> Result<u16, String> {
-    if word.is_empty() || !word.bytes().all(|byte| byte.is_ascii_digit()) {
+    if word.is_empty() {
+        return Err("a port number is missing".to_owned());
+    }
+    if !word.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!("{} is not a port number", quoted(word)));
     }
     match word.parse::<u16>() {

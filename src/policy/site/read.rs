@@ -65,6 +65,10 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
     root.check_keys(report, "a policy", &DOCUMENT_KEYS);
     let hosts = Hosts::read(report, &root, catalogue);
     let groups = read_groups(report, &root, catalogue);
+    let version = read_version(report, &root, catalogue);
+    let features = read_features(report, &root, catalogue);
+    let allows = read_allows(report, &root, &Vocabulary { catalogue, hosts: &hosts, groups: &groups });
+    let rows = read_rows(report, &root, catalogue);
     Some(Policy {
         mode: choice(report, &root, "mode", &[("enforce", Mode::Enforce), ("observe", Mode::Observe)])
             .unwrap_or(Mode::Enforce),
@@ -77,13 +81,13 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
         .unwrap_or(EgressMode::Off),
         deny: choice(report, &root, "deny", &[("drop", Deny::Drop), ("reject", Deny::Reject)]).unwrap_or(Deny::Drop),
         logging: read_logging(report, &root),
-        version: read_version(report, &root, catalogue)?,
-        features: read_features(report, &root, catalogue),
+        features,
         allow_lockout: root.boolean(report, "allow-lockout", false),
-        allows: read_allows(report, &root, &Vocabulary { catalogue, hosts: &hosts, groups: &groups }),
-        rows: read_rows(report, &root, catalogue),
+        allows,
+        rows,
         groups,
         hosts: hosts.by_name,
+        version: version?,
     })
 }
 
@@ -94,8 +98,8 @@ fn read_format(report: &mut Report<'_>, root: &Table<'_>) -> Option<()> {
     };
     let format = document::number(report, value, 0..=u32::MAX)?;
     if format != FORMAT {
-        let mistake = Mistake::new(format!("the file is of format {format}, which this portward cannot read"))
-            .expected("`format = 1`");
+        let mistake = Mistake::new(format!("the file is of format {format}, which this portward does not know"))
+            .expected(format!("`format = {FORMAT}`"));
         report.error(value.span(), mistake);
         return None;
     }
@@ -204,7 +208,8 @@ struct Hosts {
 impl Hosts {
     fn read(report: &mut Report<'_>, root: &Table<'_>, catalogue: &Catalogue) -> Self {
         let tables = root.tables(report, "host");
-        if tables.is_empty() && root.get("host").is_none() {
+        let listed = root.get("host").is_some_and(|value| value.get_ref().as_array().is_none_or(|all| !all.is_empty()));
+        if !listed {
             let mistake = Mistake::new("the policy has no hosts").expected("a [[host]] for every appliance");
             report.error(root.span.clone(), mistake);
         }
@@ -387,7 +392,10 @@ fn host_address(word: &str) -> Result<IpAddr, Mistake> {
 fn host_roles(report: &mut Report<'_>, table: &Table<'_>, catalogue: &Catalogue) -> Option<BTreeSet<String>> {
     let mut complete = require_entries(report, table, "roles", "[\"event-processor\"]");
     let mut roles = BTreeSet::new();
-    for word in texts(report, table, "roles") {
+    let words = texts(report, table, "roles");
+    complete &=
+        table.get("roles").and_then(|value| value.get_ref().as_array()).is_some_and(|all| all.len() == words.len());
+    for word in words {
         let known = || catalogue.roles.iter().map(String::as_str);
         if !known().any(|role| role == word.value) {
             let mistake = Mistake::new(format!("unknown role {}", quoted(word.value)))
@@ -525,7 +533,7 @@ fn party(word: &Text<'_>, vocabulary: &Vocabulary<'_>) -> Result<(PartyKind, Opt
         }
         (None, Some(host)) => Ok((PartyKind::Host(host.clone()), None)),
         // What looks like an address is told what is wrong with it as such.
-        (None, None) if name.contains([':', '/']) || name.parse::<IpAddr>().is_ok() => {
+        (None, None) if name.contains([':', '/']) || name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => {
             let read = words::network(name)?;
             let kind = match read.network {
                 IpNet::V4(network) => PartyKind::Ipv4(network),
