@@ -151,7 +151,9 @@ impl Builder<'_, '_> {
         rules.extend(echo_rules(look_ups.echo.as_ref()));
         rules.extend(port_rules(&look_ups.ranges, PortKey::Destination));
         rules.push(goto(&denied));
-        self.add_base_chain(Hook::Output, policy(enforce), rules);
+        // The last rule refuses, not the policy: when egress is switched off, the kernel enters the chain without rules
+        // for a moment before it takes it from the hook, and that must not cost a packet.
+        self.add_base_chain(Hook::Output, ChainPolicy::Accept, rules);
     }
 
     /// The chain that counts and logs what nothing allows, and refuses it or lets it pass.

@@ -2,7 +2,7 @@
 //!
 //! What stays is not mentioned: its counters go on, and no packet ever misses it.
 
-use super::{BaseChain, Chain, Name, PortRange, Rule, Ruleset, Set, Verdict, VerdictMap};
+use super::{BaseChain, Chain, ChainPolicy, Name, PortRange, Rule, Ruleset, Set, Verdict, VerdictMap};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,7 +71,16 @@ impl Change {
 pub fn diff(current: Option<&Ruleset>, desired: Option<&Ruleset>) -> Vec<Change> {
     match (current, desired) {
         (None, None) => Vec::new(),
-        (Some(_), None) => vec![Change::DeleteTable],
+        (Some(current), None) => {
+            // Between two generations the kernel enters a chain that goes without its rules, and applies its policy.
+            let opened = |base: BaseChain| BaseChain { policy: ChainPolicy::Accept, ..base };
+            let base_chains = current.chains.iter().filter_map(|(name, chain)| Some((name, chain.base?)));
+            base_chains
+                .filter(|(_, base)| base.policy != ChainPolicy::Accept)
+                .map(|(name, base)| Change::SetChainPolicy(name.clone(), opened(base)))
+                .chain([Change::DeleteTable])
+                .collect()
+        }
         (None, Some(desired)) => {
             let mut changes = vec![Change::AddTable];
             changes.extend(changes_between(&Ruleset::default(), desired));
@@ -330,4 +339,61 @@ pub fn summary(changes: &[Change]) -> String {
         parts.push(format!("{policies} chain policies changed"));
     }
     if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Protocol, Statement};
+    use super::*;
+
+    /// A rule that is like no rule of another port.
+    fn rule(port: u16) -> Rule {
+        Rule::new([Statement::Protocol(Protocol::Tcp), Statement::DestinationPort(port)])
+    }
+
+    fn chain(ports: &[u16]) -> Ruleset {
+        let rules = ports.iter().map(|port| rule(*port)).collect();
+        Ruleset { chains: BTreeMap::from([("c".into(), Chain { base: None, rules })]), ..Ruleset::default() }
+    }
+
+    #[test]
+    fn equal_rulesets_have_no_difference() {
+        assert_eq!(diff(Some(&chain(&[1, 2])), Some(&chain(&[1, 2]))), []);
+        assert_eq!(diff(None, None), []);
+    }
+
+    #[test]
+    fn rules_that_stay_are_not_mentioned() {
+        let changes = diff(Some(&chain(&[1, 2, 3])), Some(&chain(&[1, 4, 5, 3, 6])));
+        let add = |before, port| Change::AddRule { chain: "c".into(), before, rule: rule(port) };
+        let expected =
+            [Change::DeleteRule { chain: "c".into(), index: 1 }, add(Some(2), 4), add(Some(2), 5), add(None, 6)];
+        assert_eq!(changes, expected);
+    }
+
+    #[test]
+    fn an_element_that_moves_to_a_new_chain_goes_and_comes_after_the_chain_is_made() {
+        let map = |target: &str| {
+            let elements = vec![(PortRange::single(443), Verdict::Jump(target.into()))];
+            Ruleset {
+                maps: BTreeMap::from([("m".into(), VerdictMap { interval: false, elements })]),
+                chains: BTreeMap::from([(target.into(), Chain { base: None, rules: vec![rule(1)] })]),
+                ..Ruleset::default()
+            }
+        };
+        let changes = diff(Some(&map("old")), Some(&map("new")));
+        let position = |wanted: fn(&Change) -> bool| changes.iter().position(wanted).unwrap();
+        let made = position(|change| matches!(change, Change::AddChain(..)));
+        let gone = position(|change| matches!(change, Change::DeleteVerdicts(..)));
+        let come = position(|change| matches!(change, Change::AddVerdicts(..)));
+        let deleted = position(|change| matches!(change, Change::DeleteChain(..)));
+        assert!(made < gone && gone < come && come < deleted, "{changes:?}");
+    }
+
+    #[test]
+    fn a_set_that_changes_its_kind_makes_the_table_anew() {
+        let set = |set| Ruleset { sets: BTreeMap::from([("s".into(), set)]), ..Ruleset::default() };
+        let (hash, interval) = (set(Set::Ipv4Addresses(vec![])), set(Set::Ipv4Ranges(vec![])));
+        assert_eq!(diff(Some(&hash), Some(&interval))[..2], [Change::DeleteTable, Change::AddTable]);
+    }
 }

@@ -169,3 +169,37 @@ fn merged<A: Address>(mut ranges: Vec<AddressRange<A>>) -> Vec<AddressRange<A>> 
     }
     merged
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: [u8; 4], last: [u8; 4]) -> AddressRange<Ipv4Addr> {
+        AddressRange { first: first.into(), last: last.into() }
+    }
+
+    #[test]
+    fn addresses_are_sorted_and_single() {
+        let addresses = vec![Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
+        let expected = vec![Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
+        assert_eq!(Set::ipv4_addresses(addresses), Set::Ipv4Addresses(expected));
+    }
+
+    #[test]
+    fn ranges_that_overlap_or_touch_are_one() {
+        let ranges = vec![
+            range([10, 128, 0, 0], [10, 255, 255, 255]),
+            range([10, 0, 0, 0], [10, 127, 255, 255]),
+            range([10, 1, 0, 0], [10, 1, 0, 255]),
+            range([192, 0, 2, 0], [192, 0, 2, 255]),
+        ];
+        let expected = vec![range([10, 0, 0, 0], [10, 255, 255, 255]), range([192, 0, 2, 0], [192, 0, 2, 255])];
+        assert_eq!(Set::ipv4_ranges(ranges), Set::Ipv4Ranges(expected));
+    }
+
+    #[test]
+    fn a_range_up_to_the_last_address_swallows_what_follows() {
+        let ranges = vec![range([240, 0, 0, 0], [255, 255, 255, 255]), range([250, 0, 0, 0], [250, 0, 0, 1])];
+        assert_eq!(Set::ipv4_ranges(ranges), Set::Ipv4Ranges(vec![range([240, 0, 0, 0], [255, 255, 255, 255])]));
+    }
+}
