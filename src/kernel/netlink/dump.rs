@@ -1,0 +1,467 @@
+//! The table as the kernel describes it, read back into a [`Ruleset`]. Nothing here trusts a message.
+#![forbid(unsafe_code)]
+
+use super::batch::Handles;
+use super::uapi::{self, NFPROTO_INET, chain, data, element, expression as attribute, message, rule, set, table};
+use super::wire::{Attributes, Malformed, Message, attributes};
+use crate::kernel::Snapshot;
+use crate::kernel::expression::{ConnectionKey, Expression, MetaKey, PayloadBase, lift};
+use crate::ruleset::{
+    Address, AddressRange, BaseChain, Chain, ChainPolicy, Hook, LogTarget, Name, PortRange, Rule, Ruleset, Set, TABLE,
+    Verdict, VerdictMap,
+};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// Collects the messages of several dumps.
+pub(super) struct TableReader {
+    generation: u32,
+    exists: bool,
+    ruleset: Ruleset,
+    foreign: Vec<String>,
+    /// Rules may come before their chains are known.
+    rules: BTreeMap<Name, Vec<(u64, Rule)>>,
+    elements: BTreeMap<Name, Vec<Element>>,
+}
+
+/// An element as it stands in a dump: intervals are two of them.
+struct Element {
+    key: Vec<u8>,
+    is_end: bool,
+    verdict: Option<Verdict>,
+}
+
+impl TableReader {
+    pub(super) fn new(generation: u32) -> Self {
+        Self {
+            generation,
+            exists: false,
+            ruleset: Ruleset::default(),
+            foreign: Vec::new(),
+            rules: BTreeMap::new(),
+            elements: BTreeMap::new(),
+        }
+    }
+
+    /// Takes the answer about the table itself.
+    pub(super) fn table(&mut self, message: &Message<'_>) -> Result<(), Malformed> {
+        self.exists = true;
+        if message.attributes()?.be32(table::FLAGS)?.unwrap_or_default() != 0 {
+            self.foreign.push("flags of the table (dormant or owned)".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Takes a chain, set, rule, stateful object or flowtable; those of other tables are left out.
+    pub(super) fn object(&mut self, message: &Message<'_>) -> Result<(), Malformed> {
+        let attributes = message.attributes()?;
+        if message.family()? != NFPROTO_INET || attributes.text(uapi::OF_TABLE)? != Some(TABLE) {
+            return Ok(());
+        }
+        match message.nf_tables_kind() {
+            Some(message::NEWCHAIN) => self.chain(&attributes),
+            Some(message::NEWSET) => self.set(&attributes),
+            Some(message::NEWRULE) => self.rule(&attributes),
+            // The name is the second attribute of both.
+            Some(message::NEWOBJ) => {
+                self.foreign.push(format!("stateful object {}", attributes.name(2)?));
+                Ok(())
+            }
+            Some(message::NEWFLOWTABLE) => {
+                self.foreign.push(format!("flowtable {}", attributes.name(2)?));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn chain(&mut self, attributes: &Attributes<'_>) -> Result<(), Malformed> {
+        let name = attributes.name(chain::NAME)?;
+        if attributes.be32(chain::FLAGS)?.unwrap_or_default() & !chain::FLAG_BASE != 0 {
+            self.foreign.push(format!("chain {name} (flags)"));
+            return Ok(());
+        }
+        let base = if attributes.has(chain::HOOK) {
+            let hook = attributes.nested(chain::HOOK)?;
+            let number = hook.be32(chain::HOOK_NUMBER)?;
+            let priority = hook.be32(chain::HOOK_PRIORITY)?.unwrap_or_default().cast_signed();
+            let policy = match attributes.be32(chain::POLICY)? {
+                Some(chain::POLICY_DROP) => ChainPolicy::Drop,
+                _ => ChainPolicy::Accept,
+            };
+            let hook = match number {
+                Some(chain::HOOK_INPUT) => Some(Hook::Input),
+                Some(chain::HOOK_FORWARD) => Some(Hook::Forward),
+                Some(chain::HOOK_OUTPUT) => Some(Hook::Output),
+                _ => None,
+            };
+            match hook {
+                Some(hook) if attributes.text(chain::TYPE)? == Some("filter") => {
+                    Some(BaseChain { hook, priority, policy })
+                }
+                _ => {
+                    self.foreign.push(format!("chain {name} (its hook or type)"));
+                    return Ok(());
+                }
+            }
+        } else {
+            None
+        };
+        self.ruleset.chains.insert(name.into(), Chain { base, rules: Vec::new() });
+        Ok(())
+    }
+
+    fn set(&mut self, attributes: &Attributes<'_>) -> Result<(), Malformed> {
+        let name: Name = attributes.name(set::NAME)?.into();
+        let flags = attributes.be32(set::FLAGS)?.unwrap_or_default();
+        let key = (attributes.be32(set::KEY_TYPE)?, attributes.be32(set::KEY_LENGTH)?);
+        let interval = flags & set::FLAG_INTERVAL != 0;
+        let plain = flags & !(set::FLAG_INTERVAL | set::FLAG_MAP) == 0
+            && ![set::TIMEOUT, set::EXPRESSION, set::EXPRESSIONS].iter().any(|number| attributes.has(*number))
+            && attributes.nested(set::DESCRIPTION)?.be32(set::DESCRIPTION_SIZE)?.is_none();
+        let verdicts = attributes.be32(set::DATA_TYPE)? == Some(set::DATA_VERDICT);
+        let empty = match (flags & set::FLAG_MAP != 0, key) {
+            _ if !plain => None,
+            (true, (Some(set::TYPE_PORT), Some(2))) if verdicts => {
+                self.ruleset.maps.insert(name, VerdictMap { interval, elements: Vec::new() });
+                return Ok(());
+            }
+            (false, (Some(set::TYPE_IPV4_ADDRESS), Some(4))) if interval => Some(Set::Ipv4Ranges(Vec::new())),
+            (false, (Some(set::TYPE_IPV4_ADDRESS), Some(4))) => Some(Set::Ipv4Addresses(Vec::new())),
+            (false, (Some(set::TYPE_IPV6_ADDRESS), Some(16))) if interval => Some(Set::Ipv6Ranges(Vec::new())),
+            (false, (Some(set::TYPE_IPV6_ADDRESS), Some(16))) => Some(Set::Ipv6Addresses(Vec::new())),
+            _ => None,
+        };
+        match empty {
+            Some(set) => {
+                self.ruleset.sets.insert(name, set);
+            }
+            // Anonymous sets belong to a rule, which is deleted with them.
+            None if flags & set::FLAG_ANONYMOUS != 0 => {}
+            None => self.foreign.push(format!("set or map {name} (its type or flags)")),
+        }
+        Ok(())
+    }
+
+    fn rule(&mut self, attributes: &Attributes<'_>) -> Result<(), Malformed> {
+        let handle = attributes
+            .get(rule::HANDLE)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(u64::from_be_bytes)
+            .ok_or(Malformed("the handle of a rule"))?;
+        let mut expressions = read_expressions(attributes.get(rule::EXPRESSIONS).unwrap_or_default())?;
+        if attributes.has(rule::COMPAT) {
+            expressions.push(Expression::Unknown("made by iptables".to_owned()));
+        }
+        let chain = attributes.name(rule::CHAIN)?.into();
+        self.rules.entry(chain).or_default().push((handle, Rule { statements: lift(&expressions) }));
+        Ok(())
+    }
+
+    /// The sets and maps whose elements are still to be read.
+    pub(super) fn element_holders(&self) -> Vec<Name> {
+        self.ruleset.sets.keys().chain(self.ruleset.maps.keys()).cloned().collect()
+    }
+
+    /// Takes elements of a set or map.
+    pub(super) fn elements(&mut self, set: &Name, message: &Message<'_>) -> Result<(), Malformed> {
+        if message.nf_tables_kind() != Some(message::NEWSETELEM) {
+            return Ok(());
+        }
+        let list = message.attributes()?.get(element::LIST).unwrap_or_default();
+        let elements = self.elements.entry(set.clone()).or_default();
+        for entry in attributes(list) {
+            let entry = Attributes::read(entry?.1)?;
+            let foreign =
+                [element::TIMEOUT, element::EXPRESSION, element::EXPRESSIONS, element::OBJECT, element::KEY_END];
+            let flags = entry.be32(element::FLAGS)?.unwrap_or_default();
+            if foreign.iter().any(|number| entry.has(*number)) || flags & !element::FLAG_INTERVAL_END != 0 {
+                let what = format!("elements of {set} (timeout, counter or the like)");
+                if !self.foreign.contains(&what) {
+                    self.foreign.push(what);
+                }
+                continue;
+            }
+            let key = entry.nested(element::KEY)?.get(data::VALUE).ok_or(Malformed("the key of an element"))?.to_vec();
+            let verdict = match entry.get(element::DATA) {
+                Some(bytes) => Some(read_verdict(bytes)?.ok_or(Malformed("the verdict of an element"))?),
+                None => None,
+            };
+            elements.push(Element { key, is_end: flags & element::FLAG_INTERVAL_END != 0, verdict });
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_handles(self) -> Handles {
+        self.rules
+            .into_iter()
+            .map(|(chain, rules)| (chain, rules.into_iter().map(|(handle, _)| handle).collect()))
+            .collect()
+    }
+
+    pub(super) fn into_snapshot(mut self) -> Snapshot {
+        if !self.exists {
+            return Snapshot { generation: self.generation, table: None, foreign: Vec::new() };
+        }
+        for (name, rules) in std::mem::take(&mut self.rules) {
+            match self.ruleset.chains.get_mut(&name) {
+                Some(chain) => chain.rules = rules.into_iter().map(|(_, rule)| rule).collect(),
+                None => self.foreign.push(format!("rules of chain {name}")),
+            }
+        }
+        for (name, elements) in std::mem::take(&mut self.elements) {
+            if self.fill(&name, elements).is_none() {
+                self.foreign.push(format!("elements of {name}"));
+            }
+        }
+        Snapshot { generation: self.generation, table: Some(self.ruleset), foreign: self.foreign }
+    }
+
+    /// Puts elements into their set or map; `None` when they are not what it holds.
+    fn fill(&mut self, name: &Name, mut elements: Vec<Element>) -> Option<()> {
+        // At the same key an end comes before the next start.
+        elements.sort_by(|a, b| a.key.cmp(&b.key).then(b.is_end.cmp(&a.is_end)));
+        if let Some(map) = self.ruleset.maps.get_mut(name) {
+            map.elements = if map.interval {
+                ranges(&elements, port, u16::MAX, |end| end.checked_sub(1))?
+                    .into_iter()
+                    .map(|(first, last, verdict)| Some((PortRange { first, last }, verdict?)))
+                    .collect::<Option<_>>()?
+            } else {
+                elements
+                    .iter()
+                    .map(|element| Some((PortRange::single(port(&element.key)?), element.verdict.clone()?)))
+                    .collect::<Option<_>>()?
+            };
+            return Some(());
+        }
+        match self.ruleset.sets.get_mut(name)? {
+            Set::Ipv4Addresses(addresses) => {
+                *addresses = elements.iter().map(|element| ipv4(&element.key)).collect::<Option<_>>()?;
+            }
+            Set::Ipv6Addresses(addresses) => {
+                *addresses = elements.iter().map(|element| ipv6(&element.key)).collect::<Option<_>>()?;
+            }
+            Set::Ipv4Ranges(of) => {
+                let before = |end: Ipv4Addr| end.to_bits().checked_sub(1).map(Ipv4Addr::from_bits);
+                *of = address_ranges(&elements, ipv4, Ipv4Addr::BROADCAST, before)?;
+            }
+            Set::Ipv6Ranges(of) => {
+                let before = |end: Ipv6Addr| end.to_bits().checked_sub(1).map(Ipv6Addr::from_bits);
+                *of = address_ranges(&elements, ipv6, Ipv6Addr::from_bits(u128::MAX), before)?;
+            }
+        }
+        Some(())
+    }
+}
+
+fn address_ranges<A: Address>(
+    elements: &[Element],
+    read: impl Fn(&[u8]) -> Option<A>,
+    highest: A,
+    before: impl Fn(A) -> Option<A>,
+) -> Option<Vec<AddressRange<A>>> {
+    let ranges = ranges(elements, read, highest, before)?;
+    Some(ranges.into_iter().map(|(first, last, _)| AddressRange { first, last }).collect())
+}
+
+/// Pairs starts with ends. An end without a start before it is the one that nft puts at the lowest key; a start without
+/// an end reaches to the next start, or to the highest key.
+fn ranges<K: Copy + PartialEq>(
+    elements: &[Element],
+    read: impl Fn(&[u8]) -> Option<K>,
+    highest: K,
+    before: impl Fn(K) -> Option<K>,
+) -> Option<Vec<(K, K, Option<Verdict>)>> {
+    let mut ranges = Vec::new();
+    let mut open: Option<(K, Option<Verdict>)> = None;
+    for element in elements {
+        let key = read(&element.key)?;
+        if let Some((first, verdict)) = open.take() {
+            ranges.push((first, before(key)?, verdict));
+        }
+        if !element.is_end {
+            open = Some((key, element.verdict.clone()));
+        }
+    }
+    if let Some((first, verdict)) = open {
+        ranges.push((first, highest, verdict));
+    }
+    Some(ranges)
+}
+
+fn port(key: &[u8]) -> Option<u16> {
+    key.try_into().ok().map(u16::from_be_bytes)
+}
+
+fn ipv4(key: &[u8]) -> Option<Ipv4Addr> {
+    <[u8; 4]>::try_from(key).ok().map(Ipv4Addr::from)
+}
+
+fn ipv6(key: &[u8]) -> Option<Ipv6Addr> {
+    <[u8; 16]>::try_from(key).ok().map(Ipv6Addr::from)
+}
+
+/// The verdict in the data of an element or of an immediate expression; `None`: it is something else.
+fn read_verdict(bytes: &[u8]) -> Result<Option<Verdict>, Malformed> {
+    let outer = Attributes::read(bytes)?;
+    if !outer.has(data::VERDICT) {
+        return Ok(None);
+    }
+    let verdict = outer.nested(data::VERDICT)?;
+    let code = verdict.be32(data::VERDICT_CODE)?.map(u32::cast_signed);
+    let chain = || verdict.name(data::VERDICT_CHAIN).map(Name::from);
+    Ok(Some(match code {
+        Some(data::ACCEPT) => Verdict::Accept,
+        Some(data::DROP) => Verdict::Drop,
+        Some(data::RETURN) => Verdict::Return,
+        Some(data::JUMP) => Verdict::Jump(chain()?),
+        Some(data::GOTO) => Verdict::Goto(chain()?),
+        _ => return Ok(None),
+    }))
+}
+
+fn read_expressions(list: &[u8]) -> Result<Vec<Expression>, Malformed> {
+    attributes(list)
+        .map(|entry| {
+            let entry = Attributes::read(entry?.1)?;
+            let name = entry.name(attribute::NAME)?;
+            let known = read_expression(name, &entry.nested(attribute::DATA)?)?;
+            Ok(known.unwrap_or_else(|| Expression::Unknown(name.to_owned())))
+        })
+        .collect()
+}
+
+/// An expression that portward writes, with exactly the values that it writes; `None`: another one.
+fn read_expression(name: &str, of: &Attributes<'_>) -> Result<Option<Expression>, Malformed> {
+    let is = |number, value| of.be32(number).map(|found| found == Some(value));
+    let register = attribute::REGISTER_1;
+    Ok(match name {
+        "meta" if is(attribute::META_DESTINATION, register)? => match of.be32(attribute::META_KEY)? {
+            Some(attribute::META_KEY_IIF) => Some(MetaKey::InputInterface),
+            Some(attribute::META_KEY_OIF) => Some(MetaKey::OutputInterface),
+            Some(attribute::META_KEY_NFPROTO) => Some(MetaKey::Family),
+            Some(attribute::META_KEY_L4PROTO) => Some(MetaKey::Protocol),
+            _ => None,
+        }
+        .map(Expression::Meta),
+        "ct" if is(attribute::CT_DESTINATION, register)? => {
+            match (of.be32(attribute::CT_KEY)?, of.u8(attribute::CT_DIRECTION)?) {
+                (Some(attribute::CT_KEY_STATE), None) => Some(ConnectionKey::State),
+                (Some(attribute::CT_KEY_STATUS), None) => Some(ConnectionKey::Status),
+                (Some(attribute::CT_KEY_PROTO_DST), Some(attribute::CT_DIRECTION_ORIGINAL)) => {
+                    Some(ConnectionKey::OriginalDestinationPort)
+                }
+                _ => None,
+            }
+            .map(Expression::Connection)
+        }
+        "payload" if is(attribute::PAYLOAD_DESTINATION, register)? => {
+            let base = match of.be32(attribute::PAYLOAD_BASE)? {
+                Some(attribute::PAYLOAD_BASE_NETWORK) => Some(PayloadBase::Network),
+                Some(attribute::PAYLOAD_BASE_TRANSPORT) => Some(PayloadBase::Transport),
+                _ => None,
+            };
+            match (base, of.be32(attribute::PAYLOAD_OFFSET)?, of.be32(attribute::PAYLOAD_LENGTH)?) {
+                (Some(base), Some(offset), Some(length)) => Some(Expression::Payload { base, offset, length }),
+                _ => None,
+            }
+        }
+        "bitwise"
+            if is(attribute::BITWISE_SOURCE, register)?
+                && is(attribute::BITWISE_DESTINATION, register)?
+                // The operation "mask and xor" is 0; kernels before 5.6 do not have the attribute.
+                && of.be32(attribute::BITWISE_OPERATION)?.unwrap_or_default() == 0 =>
+        {
+            let mask = of.nested(attribute::BITWISE_MASK)?.get(data::VALUE);
+            let xor = of.nested(attribute::BITWISE_XOR)?.get(data::VALUE);
+            match (mask, xor) {
+                (Some(mask), Some(xor)) if xor.iter().all(|byte| *byte == 0) => Some(Expression::Mask(mask.to_vec())),
+                _ => None,
+            }
+        }
+        "cmp" if is(attribute::CMP_SOURCE, register)? => {
+            let equal = match of.be32(attribute::CMP_OPERATION)? {
+                Some(attribute::CMP_EQ) => Some(true),
+                Some(attribute::CMP_NEQ) => Some(false),
+                _ => None,
+            };
+            let value = of.nested(attribute::CMP_DATA)?.get(data::VALUE);
+            equal.zip(value).map(|(equal, value)| Expression::Compare { equal, value: value.to_vec() })
+        }
+        "lookup"
+            if is(attribute::LOOKUP_SOURCE, register)?
+                && of.be32(attribute::LOOKUP_FLAGS)?.unwrap_or_default() == 0 =>
+        {
+            let set = of.name(attribute::LOOKUP_SET)?.into();
+            match of.be32(attribute::LOOKUP_DESTINATION)? {
+                None => Some(Expression::Lookup(set)),
+                Some(attribute::REGISTER_VERDICT) => Some(Expression::LookupVerdict(set)),
+                Some(_) => None,
+            }
+        }
+        "limit"
+            if of.be32(attribute::LIMIT_TYPE)?.unwrap_or_default() == attribute::LIMIT_PACKETS
+                && of.be32(attribute::LIMIT_FLAGS)?.unwrap_or_default() == 0
+                && of.be64(attribute::LIMIT_UNIT)? == Some(1) =>
+        {
+            let rate = of.be64(attribute::LIMIT_RATE)?;
+            rate.zip(of.be32(attribute::LIMIT_BURST)?)
+                .map(|(per_second, burst)| Expression::Limit { per_second, burst })
+        }
+        "counter" => Some(Expression::Counter),
+        "log" => read_log(of)?,
+        "immediate" if is(attribute::IMMEDIATE_DESTINATION, attribute::REGISTER_VERDICT)? => {
+            read_verdict(of.get(attribute::IMMEDIATE_DATA).unwrap_or_default())?.map(Expression::Verdict)
+        }
+        "reject" => match (of.be32(attribute::REJECT_TYPE)?, of.u8(attribute::REJECT_CODE)?) {
+            (Some(attribute::REJECT_TCP_RESET), _) => Some(Expression::RejectTcpReset),
+            (Some(attribute::REJECT_ICMPX), Some(code)) => Some(Expression::RejectIcmp(code)),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+fn read_log(of: &Attributes<'_>) -> Result<Option<Expression>, Malformed> {
+    let prefix = of.text(attribute::LOG_PREFIX)?.unwrap_or_default().into();
+    if let Some(group) = of.be16(attribute::LOG_GROUP)? {
+        let plain = of.be32(attribute::LOG_SNAPLEN)?.unwrap_or_default() == 0
+            && of.be16(attribute::LOG_QTHRESHOLD)?.unwrap_or_default() == 0;
+        return Ok(plain.then_some(Expression::Log { prefix, target: LogTarget::Group(group) }));
+    }
+    let plain = of.be32(attribute::LOG_LEVEL)?.is_none_or(|level| level == attribute::LOG_LEVEL_WARNING)
+        && of.be32(attribute::LOG_FLAGS)?.unwrap_or_default() == 0;
+    Ok(plain.then_some(Expression::Log { prefix, target: LogTarget::Kernel }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::messages;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_message_makes_the_reader_panic(
+            kind in 0_u16..30,
+            payload in proptest::collection::vec(any::<u8>(), 0..256),
+        ) {
+            let mut bytes = Vec::new();
+            bytes.extend_from_slice(&(16 + payload.len() as u32).to_ne_bytes());
+            bytes.extend_from_slice(&(uapi::NFNL_SUBSYS_NFTABLES << 8 | kind).to_ne_bytes());
+            bytes.extend_from_slice(&[0; 10]);
+            bytes.extend_from_slice(&payload);
+            let mut reader = TableReader::new(1);
+            for message in messages(&bytes) {
+                let message = message.unwrap();
+                let _ = reader.table(&message);
+                let _ = reader.object(&message);
+                let _ = reader.elements(&"set".into(), &message);
+            }
+            let _ = read_expressions(&payload);
+            let _ = read_verdict(&payload);
+            let _ = reader.into_snapshot();
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The real kernel, over netlink.
+#![deny(unsafe_code)]
+
+mod batch;
+mod dump;
+mod monitor;
+mod native;
+mod uapi;
+mod wire;
+
+pub use monitor::{Monitor, Notification};
+
+use super::{Error, Kernel, Snapshot};
+use crate::ruleset::TABLE;
+use crate::ruleset::diff::Change;
+use batch::Handles;
+use dump::TableReader;
+use native::{NetlinkOption, Socket, Unbuildable};
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout, SndBuf, SndBufForce};
+use nix::sys::socket::{MsgFlags, recv, setsockopt};
+use nix::sys::time::TimeVal;
+use std::os::fd::{AsFd, AsRawFd};
+use uapi::{NFPROTO_INET, NFPROTO_UNSPEC, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, message};
+use wire::{Header, Malformed, Message, begin_message, end_message, messages, nf_tables, put_text};
+
+/// What one receive call can take: netlink dumps come in datagrams of at most 32 KiB (`netlink_dump`,
+/// net/netlink/af_netlink.c), single messages may be longer.
+const RECEIVE_BUFFER: usize = 256 * 1024;
+/// Queue for answers. The default overflows at 256 acknowledgements.
+const RECEIVE_QUEUE: usize = 8 * 1024 * 1024;
+/// How long an answer may take. A commit waits for the kernel's own lock, which others may hold for seconds.
+const ANSWER_TIMEOUT_SECONDS: i64 = 30;
+/// Consistent dumps are tried so often while others change the ruleset.
+const DUMP_ATTEMPTS: usize = 20;
+/// The kernel's own number for "the generation is another one" (linux/errno.h); user space has no name for it.
+const ERESTART: i32 = 85;
+
+/// Table `inet portward` of the network namespace in which it was opened.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+    send_queue: usize,
+}
+
+impl Netlink {
+    /// Opens a socket to the kernel, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When there is no netlink, or no memory for the queues.
+    pub fn open() -> Result<Self, Error> {
+        const DOING: &str = "opening a netlink socket";
+        let socket = Socket::open().map_err(|errno| Error::from_errno(DOING, errno))?;
+        // Without the privilege the ordinary limit has to do; what needs more will say that it is not permitted.
+        let _ = setsockopt(&socket.as_fd(), RcvBufForce, &RECEIVE_QUEUE)
+            .or_else(|_| setsockopt(&socket.as_fd(), RcvBuf, &RECEIVE_QUEUE));
+        setsockopt(&socket.as_fd(), ReceiveTimeout, &TimeVal::new(ANSWER_TIMEOUT_SECONDS, 0))
+            .and_then(|()| socket.set_option(NetlinkOption::CapAck, 1))
+            .map_err(|errno| Error::from_errno(DOING, errno))?;
+        Ok(Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BUFFER], send_queue: 0 })
+    }
+
+    fn take_sequences(&mut self, count: u32) -> u32 {
+        // Never 0, which is the sequence number of notifications.
+        let first = self.sequence.checked_add(count).map_or(1, |_| self.sequence + 1);
+        self.sequence = first.saturating_add(count);
+        first
+    }
+
+    /// Receives messages until the visitor is satisfied.
+    fn receive(
+        &mut self,
+        doing: &str,
+        mut visit: impl FnMut(&Message<'_>) -> Result<bool, Malformed>,
+    ) -> Result<(), Error> {
+        loop {
+            let length = recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC)
+                .map_err(|errno| Error::from_errno(doing, errno))?;
+            let Some(received) = self.buffer.get(..length) else {
+                return Err(Error::from_errno(doing, Errno::ENOSPC));
+            };
+            for message in messages(received) {
+                let done = message.and_then(|message| visit(&message));
+                if done.map_err(|malformed| malformed_error(doing, malformed))? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Throws away what is still queued, such as further errors of a batch that failed.
+    fn drain(&mut self) {
+        while recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
+    }
+
+    /// Asks for one object or for a dump; hands every message of the answer to `visit`. `Ok(false)`: the object is not
+    /// there. `Err(Interrupted)`: the dump is not consistent.
+    fn ask(
+        &mut self,
+        doing: &str,
+        (kind, flags, family): (u16, u16, u8),
+        names: &[(u16, &str)],
+        mut visit: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
+    ) -> Result<Answer, Error> {
+        self.drain();
+        let sequence = self.take_sequences(1);
+        let mut request = Vec::new();
+        let start = begin_message(&mut request, Header { kind: nf_tables(kind), flags, sequence, family, resource: 0 });
+        for (number, name) in names {
+            put_text(&mut request, *number, name);
+        }
+        end_message(&mut request, start);
+        self.socket.send(&request).map_err(|errno| Error::from_errno(doing, errno))?;
+
+        let mut answer = Answer::Complete;
+        let is_dump = flags & NLM_F_DUMP == NLM_F_DUMP;
+        let mut failure = 0;
+        self.receive(doing, |message| {
+            if message.sequence != sequence {
+                return Ok(false);
+            }
+            if message.flags & NLM_F_DUMP_INTR != 0 {
+                answer = Answer::Interrupted;
+            }
+            match message.kind {
+                NLMSG_DONE => Ok(true),
+                NLMSG_ERROR => {
+                    failure = message.error()?;
+                    Ok(true)
+                }
+                _ => visit(message).map(|()| !is_dump),
+            }
+        })?;
+        match Errno::from_raw(failure) {
+            _ if failure == 0 => Ok(answer),
+            Errno::ENOENT => Ok(Answer::Missing),
+            Errno::EINTR => Ok(Answer::Interrupted),
+            errno => Err(Error::from_errno(doing, errno)),
+        }
+    }
+
+    /// One attempt at reading the whole table; `None` when it changed meanwhile.
+    fn try_read(&mut self) -> Result<Option<TableReader>, Error> {
+        let before = self.generation()?;
+        let mut reader = TableReader::new(before);
+        let table = self.ask(
+            "reading the table",
+            (message::GETTABLE, 0, NFPROTO_INET),
+            &[(uapi::table::NAME, TABLE)],
+            |message| reader.table(message),
+        )?;
+        match table {
+            Answer::Missing => return Ok(Some(reader)),
+            Answer::Interrupted => return Ok(None),
+            Answer::Complete => {}
+        }
+        let of_table = [(uapi::OF_TABLE, TABLE)];
+        let dumps = [
+            ("reading chains", message::GETCHAIN),
+            ("reading sets", message::GETSET),
+            ("reading rules", message::GETRULE),
+            ("reading stateful objects", message::GETOBJ),
+            ("reading flowtables", message::GETFLOWTABLE),
+        ];
+        for (doing, kind) in dumps {
+            let answer = self.ask(doing, (kind, NLM_F_DUMP, NFPROTO_INET), &of_table, |message| reader.object(message));
+            if answer? != Answer::Complete {
+                return Ok(None);
+            }
+        }
+        for set in reader.element_holders() {
+            let names = [(uapi::OF_TABLE, TABLE), (uapi::element::OF_SET, &*set)];
+            let request = (message::GETSETELEM, NLM_F_DUMP, NFPROTO_INET);
+            let answer = self.ask("reading elements", request, &names, |message| reader.elements(&set, message));
+            if answer? != Answer::Complete {
+                return Ok(None);
+            }
+        }
+        Ok((self.generation()? == before).then_some(reader))
+    }
+
+    fn read(&mut self) -> Result<TableReader, Error> {
+        for _ in 0..DUMP_ATTEMPTS {
+            if let Some(reader) = self.try_read()? {
+                return Ok(reader);
+            }
+        }
+        Err(Error::Unclear {
+            doing: "reading the table".to_owned(),
+            reason: "others change the ruleset all the time".to_owned(),
+        })
+    }
+
+    /// The handles of all rules of the table, chain by chain.
+    fn rule_handles(&mut self) -> Result<Handles, Error> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut reader = TableReader::new(0);
+            let request = (message::GETRULE, NLM_F_DUMP, NFPROTO_INET);
+            let names = [(uapi::OF_TABLE, TABLE)];
+            if self.ask("reading rules", request, &names, |message| reader.object(message))? == Answer::Complete {
+                return Ok(reader.into_handles());
+            }
+        }
+        Err(Error::Changed)
+    }
+
+    /// Makes the send queue large enough for one message of this length. A batch that is cut is not atomic.
+    fn reserve_send_queue(&mut self, length: usize) -> Result<(), Error> {
+        // The kernel counts its own overhead as well, and doubles what it is given.
+        let wanted = length.saturating_add(4096);
+        if wanted <= self.send_queue {
+            return Ok(());
+        }
+        setsockopt(&self.socket.as_fd(), SndBufForce, &wanted)
+            .or_else(|_| setsockopt(&self.socket.as_fd(), SndBuf, &wanted))
+            .map_err(|errno| Error::from_errno("making room for a transaction", errno))?;
+        self.send_queue = wanted;
+        Ok(())
+    }
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Complete,
+    Missing,
+    Interrupted,
+}
+
+impl Kernel for Netlink {
+    fn dump(&mut self) -> Result<Snapshot, Error> {
+        Ok(self.read()?.into_snapshot())
+    }
+
+    fn commit(&mut self, changes: &[Change], generation: u32) -> Result<u32, Error> {
+        const DOING: &str = "changing the ruleset";
+        if changes.is_empty() {
+            return self.generation();
+        }
+        let handles =
+            if changes.iter().any(Change::needs_rule_handles) { self.rule_handles()? } else { Handles::default() };
+        self.drain();
+        let first = self.sequence.wrapping_add(1);
+        let batch = batch::build(changes, generation, &handles, first)
+            .map_err(|Unbuildable(why)| Error::Inexpressible(why.to_owned()))?;
+        self.sequence = batch.last.wrapping_add(1);
+        self.reserve_send_queue(batch.bytes.len())?;
+        self.socket.send(&batch.bytes).map_err(|errno| match errno {
+            // What was too large for the queue was not read by the kernel.
+            Errno::EMSGSIZE => Error::Socket { doing: DOING.to_owned(), source: errno },
+            errno => Error::from_errno(DOING, errno),
+        })?;
+        let mut failure = None;
+        let answer = self.receive(DOING, |message| {
+            if message.kind != NLMSG_ERROR || message.sequence < first || message.sequence > batch.last + 1 {
+                return Ok(false);
+            }
+            match message.error()? {
+                0 => Ok(message.sequence == batch.last),
+                errno => {
+                    failure = Some((errno, batch.change_of(message.sequence)));
+                    Ok(true)
+                }
+            }
+        });
+        let Some((errno, change)) = failure else {
+            answer?;
+            return self.generation();
+        };
+        self.drain();
+        if errno == ERESTART {
+            return Err(Error::Changed);
+        }
+        let doing = change.and_then(|index| changes.get(index)).map_or_else(|| DOING.to_owned(), describe);
+        Err(match Errno::from_raw(errno) {
+            Errno::EPERM => Error::Permission { doing },
+            errno @ Errno::EAFNOSUPPORT => Error::Unsupported { source: errno },
+            source => Error::Refused { doing, source },
+        })
+    }
+
+    fn generation(&mut self) -> Result<u32, Error> {
+        const DOING: &str = "reading the generation";
+        let mut generation = None;
+        self.ask(DOING, (message::GETGEN, 0, NFPROTO_UNSPEC), &[], |message| {
+            generation = message.attributes()?.be32(uapi::generation::ID)?;
+            Ok(())
+        })?;
+        generation.ok_or_else(|| malformed_error(DOING, Malformed("the number of a generation")))
+    }
+}
+
+fn malformed_error(doing: &str, Malformed(what): Malformed) -> Error {
+    Error::Malformed { doing: doing.to_owned(), what }
+}
+
+/// A change in words, for an error.
+fn describe(change: &Change) -> String {
+    match change {
+        Change::AddTable => "adding the table".to_owned(),
+        Change::DeleteTable => "deleting the table".to_owned(),
+        Change::AddSet(name, _) => format!("adding set {name}"),
+        Change::AddMap(name, _) => format!("adding map {name}"),
+        Change::AddChain(name, _) => format!("adding chain {name}"),
+        Change::SetChainPolicy(name, _) => format!("changing the policy of chain {name}"),
+        Change::AddElements(name, set) => format!("adding {} elements to set {name}", set.len()),
+        Change::DeleteElements(name, set) => format!("deleting {} elements of set {name}", set.len()),
+        Change::AddVerdicts(name, map) => format!("adding {} elements to map {name}", map.elements.len()),
+        Change::DeleteVerdicts(name, map) => format!("deleting {} elements of map {name}", map.elements.len()),
+        Change::AddRule { chain, rule, .. } => format!("adding to chain {chain} the rule `{rule}`"),
+        Change::DeleteRule { chain, index } => format!("deleting rule {} of chain {chain}", index + 1),
+        Change::FlushChain(name) => format!("deleting the rules of chain {name}"),
+        Change::DeleteChain(name) => format!("deleting chain {name}"),
+        Change::DeleteSet(name, _) => format!("deleting set {name}"),
+        Change::DeleteMap(name) => format!("deleting map {name}"),
+    }
+}
