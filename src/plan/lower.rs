@@ -103,12 +103,18 @@ impl Builder<'_, '_> {
         invalid.push(goto(&denied));
         let invalid = self.add_chain("invalid_input", None, invalid);
 
-        let mut rules = vec![
-            accept([Statement::CtState(ct_state::ESTABLISHED | ct_state::RELATED)]),
-            accept([Statement::InputLoopback]),
-            Rule::new([Statement::CtState(ct_state::INVALID), Statement::Verdict(Verdict::Goto(invalid))]),
-        ];
-        rules.extend(port_rules(&look_ups.services, PortKey::Destination));
+        // One-way UDP pays for every rule before its look-up, and a datagram is invalid to the kernel only when it is
+        // damaged, so its look-up comes first.
+        let is_udp = |rule: &Rule| {
+            matches!(rule.statements.first(), Some(Statement::PortVerdict(Protocol::Udp, PortKey::Destination, _)))
+        };
+        let (udp, tcp): (Vec<_>, Vec<_>) =
+            port_rules(&look_ups.services, PortKey::Destination).into_iter().partition(is_udp);
+        let mut rules = vec![accept([Statement::CtState(ct_state::ESTABLISHED | ct_state::RELATED)])];
+        rules.extend(udp);
+        rules.push(accept([Statement::InputLoopback]));
+        rules.push(Rule::new([Statement::CtState(ct_state::INVALID), Statement::Verdict(Verdict::Goto(invalid))]));
+        rules.extend(tcp);
         rules.extend(neighbour_rules());
         rules.extend(path_mtu_rules());
         rules.extend(dhcp_rules([(dhcp::SERVER, dhcp::CLIENT), (dhcp::V6_SERVER, dhcp::V6_CLIENT)]));

@@ -12,6 +12,8 @@ mod find_host;
 mod lower;
 mod peers;
 mod ports;
+#[cfg(test)]
+mod tests;
 
 pub use allowance::{Allowance, Closed, Declared, Direction, Reason, RowRef};
 pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
