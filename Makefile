@@ -35,7 +35,7 @@ run: root build ## run the daemon with the embedded policy in a network namespac
 .PHONY: test
 test: root test-dependencies ## run all tests (root)
 	cargo build --workspace
-	cargo test --workspace
+	scripts/test.sh
 
 .PHONY: lint
 lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny where it is installed
