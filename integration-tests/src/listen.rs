@@ -85,6 +85,12 @@ impl Responder {
         std::mem::take(&mut *self.lock())
     }
 
+    /// Whether the datagram with this number has arrived, as [`crate::probe`] sends them.
+    pub fn has(&self, number: u64) -> bool {
+        let wanted = number.to_be_bytes();
+        self.lock().datagrams.iter().any(|(_, _, datagram)| *datagram == wanted)
+    }
+
     /// Waits until what has arrived satisfies the condition, or the time is over; returns what has arrived.
     pub fn wait(&self, patience: Duration, enough: impl Fn(&Seen) -> bool) -> Seen {
         let deadline = Instant::now() + patience;
