@@ -24,7 +24,7 @@ pub const QUIET: Duration = Duration::from_millis(350);
 pub const PATIENCE: Duration = Duration::from_secs(8);
 
 /// So many connections are opened at once by one call, to keep within a process's limit of descriptors.
-const AT_ONCE: usize = 1000;
+const AT_ONCE: usize = 500;
 
 /// What a probe sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,6 +109,33 @@ pub fn send_datagrams(host: &Host, probes: &[Probe]) -> Vec<u64> {
                 number
             })
             .collect()
+    })
+}
+
+/// Sends a datagram and waits for the answer: `Passed` when one comes back, `Refused` when an ICMP error does.
+/// `expected` says whether to wait long, and then the datagram is sent more than once.
+pub fn converse(host: &Host, from: IpAddr, to: IpAddr, port: u16, expected: bool) -> Outcome {
+    host.run(|| {
+        let socket = UdpSocket::bind((from, 0)).unwrap_or_else(|error| panic!("{from}: {error}"));
+        socket.connect((to, port)).unwrap_or_else(|error| panic!("{to}: {error}"));
+        socket.set_read_timeout(Some(QUIET)).expect("the socket takes its options");
+        let errno = |error: &std::io::Error| error.raw_os_error().map(Errno::from_raw);
+        let started = Instant::now();
+        loop {
+            if let Err(error) = socket.send(&next_number().to_be_bytes()) {
+                return Outcome::Refused(errno(&error).unwrap_or(Errno::UnknownErrno));
+            }
+            match socket.recv(&mut [0; 16]) {
+                Ok(_) => return Outcome::Passed,
+                Err(error) => match errno(&error) {
+                    Some(Errno::EAGAIN) | None => {}
+                    Some(error) => return Outcome::Refused(error),
+                },
+            }
+            if !expected || started.elapsed() >= PATIENCE {
+                return Outcome::Silent;
+            }
+        }
     })
 }
 

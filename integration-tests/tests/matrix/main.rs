@@ -214,7 +214,8 @@ fn questions<'m>(deployment: &'m Deployment, rows: &'m [Row], direction: Directi
                         flows.into_iter().map(move |flow| (row, flow))
                     })
                     .collect();
-                let allowed = !reasons.is_empty() || is_dynamic_egress(deployment, direction, from, to, kind);
+                let allowed = !reasons.is_empty()
+                    || direction == Direction::Egress && is_random_port(deployment, rows, from, to, kind);
                 for ipv4 in [true, false] {
                     let (Some(source), Some(target)) =
                         (address(from, ipv4, questions.len()), address(to, ipv4, questions.len() / 3))
@@ -230,14 +231,28 @@ fn questions<'m>(deployment: &'m Deployment, rows: &'m [Row], direction: Directi
     questions
 }
 
-/// The matrix opens the random ports of Windows hosts to those that collect from them: their DCOM services choose any
-/// port above 1023, and which one cannot be known here.
-fn is_dynamic_egress(deployment: &Deployment, direction: Direction, from: &End, to: &End, kind: Kind) -> bool {
-    direction == Direction::Egress
-        && deployment.conditions.features.contains("windows-collection")
-        && ["console", "event-collector"].iter().any(|role| from.roles.contains(*role))
-        && to.groups.contains("windows-host")
-        && matches!(kind, Kind::Tcp(1024..))
+/// Rows whose services bind random ports on the far side, which the sender cannot know: with egress enforced the sender
+/// may reach any port from which they choose. The row, the condition that must hold besides, the ports.
+const RANDOM_PORTS: [(&str, Option<&str>, &[Ports]); 4] = [
+    (
+        "rpc-portmapper",
+        Some("nfs"),
+        &[Ports::Tcp(512, 1023), Ports::Udp(512, 1023), Ports::Tcp(32768, 60999), Ports::Udp(32768, 60999)],
+    ),
+    ("dcom", None, &[Ports::Tcp(1024, 65535)]),
+    ("imq", None, &[Ports::Tcp(32000, 65535)]),
+    ("rmi", None, &[Ports::Tcp(32768, 60999)]),
+];
+
+/// Whether a host may send to such a port: where the row's own port is open to it, and the condition holds.
+fn is_random_port(deployment: &Deployment, rows: &[Row], from: &End, to: &End, kind: Kind) -> bool {
+    RANDOM_PORTS.iter().any(|(id, condition, ports)| {
+        let row = rows.iter().find(|row| row.id == *id).expect("a row of the matrix");
+        let own_port = row.ports[0].probed()[0];
+        condition.is_none_or(|feature| deployment.conditions.features.contains(feature))
+            && ports.iter().any(|ports| ports.contain(kind))
+            && !row.flows_for(&deployment.conditions, from, to, own_port).is_empty()
+    })
 }
 
 /// One of the end's addresses of a family, in turn.
@@ -274,16 +289,17 @@ impl<'l> Stage<'l> {
         })
     }
 
-    /// Sends all probes, each from its host, and tells for each whether it passed.
+    /// Sends all probes, each end from a thread of its own, and tells for each whether it passed.
     fn ask(&self, questions: &[Question<'_>]) -> Vec<bool> {
-        let mut senders: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        let mut senders: BTreeMap<&str, (&Host, Vec<usize>)> = BTreeMap::new();
         for (index, question) in questions.iter().enumerate() {
-            senders.entry(host_of(self.lab, question.from).name()).or_default().push(index);
+            let sender = || (host_of(self.lab, question.from), Vec::new());
+            senders.entry(&question.from.name).or_insert_with(sender).1.push(index);
         }
         let answers: Vec<(usize, bool)> = thread::scope(|scope| {
             let threads: Vec<_> = senders
-                .iter()
-                .map(|(name, indices)| scope.spawn(|| self.ask_from(self.lab.host(name), questions, indices)))
+                .values()
+                .map(|(host, indices)| scope.spawn(|| self.ask_from(host, questions, indices)))
                 .collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
         });

@@ -48,7 +48,8 @@ pub(crate) enum Ports {
 }
 
 impl Ports {
-    fn contain(self, kind: Kind) -> bool {
+    /// Whether a probe of this kind goes to one of the ports.
+    pub(crate) fn contain(self, kind: Kind) -> bool {
         match (self, kind) {
             (Self::Tcp(first, last), Kind::Tcp(port)) | (Self::Udp(first, last), Kind::Udp(port)) => {
                 (first..=last).contains(&port)
