@@ -2,7 +2,7 @@
 # Runs all tests of the workspace and ends with one line that counts them all: cargo itself counts each test program for
 # itself, and the last of them may have none.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
