@@ -1,6 +1,8 @@
 //! The command line as a user meets it: the real binary, its exit codes and its answers. Needs neither root nor a
 //! kernel with nftables.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on has failed.
+
 use serde_json::Value;
 use std::fs;
 use std::io::Read;

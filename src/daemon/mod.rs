@@ -47,6 +47,10 @@ pub const DEFAULT_CONTROL_SOCKET: &str = "/run/portward/control.sock";
 
 /// How often the kernel's generation is compared without any notification.
 const VERIFY_EVERY: Duration = Duration::from_secs(30);
+/// When somebody else undoes the daemon's repairs, so many of them follow each other at once;
+const REPAIRS_AT_ONCE: u32 = 20;
+/// then the daemon rests for so long, lest the two do nothing else.
+const REST: Duration = Duration::from_secs(5);
 /// How many changes of a foreign transaction are named in the log.
 const CHANGES_NAMED: usize = 3;
 
@@ -186,6 +190,10 @@ struct Daemon<K> {
     monitor: Option<AsyncFd<Monitor>>,
     /// What a foreign transaction has changed so far; its generation message ends it.
     touched: Vec<String>,
+    /// Repairs since the last regular look.
+    repairs_in_a_row: u32,
+    /// Until when notifications wait.
+    rest: Option<Instant>,
     status: channel::Sender<Status>,
 }
 
@@ -214,6 +222,8 @@ impl<K: Kernel> Daemon<K> {
             host_unknown: false,
             monitor: None,
             touched: Vec::new(),
+            repairs_in_a_row: 0,
+            rest: None,
             status: channel::Sender::new(status),
         }
     }
@@ -242,7 +252,7 @@ impl<K: Kernel> Daemon<K> {
                 }
                 self.note_policy_error(&error, true);
                 warn!("the table that is in the kernel stays until the policy loads");
-                self.open_monitor();
+                self.listen();
                 self.publish();
             }
         }
@@ -277,12 +287,18 @@ impl<K: Kernel> Daemon<K> {
                     // A client that has gone needs no answer.
                     let _ = asker.send(reply);
                 }
-                notifications = notifications(&mut self.monitor) => self.heed(notifications),
+                notifications = notifications(&mut self.monitor), if self.rest.is_none() => self.heed(notifications),
+                () = until(self.rest) => {
+                    self.rest = None;
+                    self.reconciler.forget();
+                    self.verify("somebody");
+                }
                 _ = verify.tick() => {
                     if self.host_unknown {
                         let _ = self.reload(Cause::HostUnknown);
                     }
-                    self.verify("the daemon's regular look");
+                    self.verify("somebody");
+                    self.repairs_in_a_row = 0;
                 }
             }
         }
@@ -356,11 +372,13 @@ impl<K: Kernel> Daemon<K> {
             return Ok(Outcome { changes: "nothing".to_owned(), count: 0, generation, foreign: Vec::new() });
         };
         // Nobody listens while the daemon itself changes the table: the kernel need not tell it what it knows.
-        self.monitor = None;
+        if let Some(monitor) = &self.monitor {
+            // Without a pause the daemon hears of its own change, and recognizes it by the generation.
+            let _ = monitor.get_ref().pause();
+        }
         let result = self.reconciler.verify(&desired.ruleset);
-        self.open_monitor();
-        // What others did between the commit and the new monitor went unheard. Most of the time this only reads the
-        // generation.
+        self.listen();
+        // What others did during the pause went unheard. Most of the time this only reads the generation.
         let result = result.and_then(|first| {
             let second = self.desired.as_ref().map(|desired| self.reconciler.verify(&desired.ruleset)).transpose()?;
             Ok(second.filter(|second| !second.is_nothing()).unwrap_or(first))
@@ -405,6 +423,15 @@ impl<K: Kernel> Daemon<K> {
             status.repairs += 1;
             status.last_repair = Some(Repair { at: now(), by: by.to_owned(), changes: outcome.changes });
         });
+        self.repairs_in_a_row += 1;
+        if self.repairs_in_a_row >= REPAIRS_AT_ONCE {
+            error!(
+                "{by} keeps changing the table: find out what does that, such as a second portward daemon; the next \
+                 repair is in {REST:?}"
+            );
+            self.repairs_in_a_row = 0;
+            self.rest = Some(Instant::now() + REST);
+        }
     }
 
     /// Looks through what the kernel told, and repairs the table if others have touched it.
@@ -413,6 +440,7 @@ impl<K: Kernel> Daemon<K> {
             Ok(notifications) => notifications,
             Err(error) => {
                 warn!("notifications cannot be read, and are asked for anew: {}", describe(&error));
+                self.monitor = None;
                 self.reconciler.forget();
                 return self.verify("somebody");
             }
@@ -451,7 +479,11 @@ impl<K: Kernel> Daemon<K> {
         self.reconciler.generation().is_none_or(|known| generation.wrapping_sub(known).cast_signed() > 0)
     }
 
-    fn open_monitor(&mut self) {
+    /// Hears of changes from now on.
+    fn listen(&mut self) {
+        if self.monitor.as_ref().is_some_and(|monitor| monitor.get_ref().resume().is_ok()) {
+            return;
+        }
         let monitor = Monitor::open().map_err(|error| describe(&error));
         // What replaces `new` is unsafe, for descriptors that are closed or exchanged while they are registered; the
         // monitor does neither.
@@ -521,6 +553,14 @@ async fn notifications(monitor: &mut Option<AsyncFd<Monitor>>) -> Result<Vec<Not
         if !notifications.is_empty() {
             return Ok(notifications);
         }
+    }
+}
+
+/// Waits until then; for ever without a time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -117,7 +117,8 @@ impl<K: Kernel> Reconciler<K> {
     /// that what we know of our table stays true. Spares the next commit a dump.
     pub fn changed_elsewhere(&mut self, generation: u32) {
         if let Some(snapshot) = &mut self.committed
-            && generation == snapshot.generation.wrapping_add(1)
+            // Generations wrap around, and the kernel skips 0.
+            && generation == snapshot.generation.wrapping_add(1).max(1)
         {
             snapshot.generation = generation;
         }
@@ -189,5 +190,215 @@ fn changes(snapshot: &Snapshot, desired: Option<&Ruleset>) -> Vec<Change> {
             changes
         }
         current => diff(current.as_ref(), desired),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::FakeKernel;
+    use crate::ruleset::{Chain, Rule, Set, Statement, Verdict};
+    use std::collections::VecDeque;
+    use std::net::Ipv4Addr;
+
+    /// A kernel in whose way something may come.
+    #[derive(Debug, Default)]
+    struct Crossed {
+        kernel: FakeKernel,
+        /// What happens before or after the next commits.
+        events: VecDeque<Event>,
+        dumps: usize,
+        commits: usize,
+        /// Reported by the next dumps, beside the table.
+        foreign: Vec<String>,
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        /// Somebody else makes the table this before the commit comes.
+        Foreign(Option<Ruleset>),
+        /// The commit is carried out, but the answer is lost.
+        AnswerLost,
+        /// The request is lost.
+        RequestLost,
+        /// The kernel refuses.
+        Refused,
+    }
+
+    fn refused() -> kernel::Error {
+        kernel::Error::Refused { doing: "a test".to_owned(), source: nix::errno::Errno::ENOENT }
+    }
+
+    fn unclear() -> kernel::Error {
+        kernel::Error::Unclear { doing: "a test".to_owned(), reason: "a test".to_owned() }
+    }
+
+    impl Crossed {
+        fn set(&mut self, table: Option<&Ruleset>) {
+            let before = self.kernel.dump().unwrap();
+            self.kernel.commit(&diff(before.table.as_ref(), table), before.generation).unwrap();
+        }
+
+        fn table(&mut self) -> Option<Ruleset> {
+            self.kernel.dump().unwrap().table
+        }
+    }
+
+    impl Kernel for Crossed {
+        fn dump(&mut self) -> Result<Snapshot, kernel::Error> {
+            self.dumps += 1;
+            let foreign = self.foreign.clone();
+            Ok(Snapshot { foreign, ..self.kernel.dump()? })
+        }
+
+        fn commit(&mut self, changes: &[Change], generation: u32) -> Result<u32, kernel::Error> {
+            self.commits += 1;
+            match self.events.pop_front() {
+                Some(Event::Foreign(table)) => self.set(table.as_ref()),
+                Some(Event::AnswerLost) => {
+                    self.kernel.commit(changes, generation)?;
+                    return Err(unclear());
+                }
+                Some(Event::RequestLost) => return Err(unclear()),
+                Some(Event::Refused) => return Err(refused()),
+                None => {}
+            }
+            let generation = self.kernel.commit(changes, generation)?;
+            if matches!(changes.first(), Some(Change::DeleteTable)) {
+                self.foreign.clear();
+            }
+            Ok(generation)
+        }
+
+        fn generation(&mut self) -> Result<u32, kernel::Error> {
+            self.kernel.generation()
+        }
+    }
+
+    fn ruleset(peers: &[u8]) -> Ruleset {
+        let mut ruleset = Ruleset::default();
+        let addresses = peers.iter().map(|last| Ipv4Addr::new(192, 0, 2, *last)).collect();
+        ruleset.sets.insert("peers".into(), Set::ipv4_addresses(addresses));
+        let rule = Rule::new([Statement::Counter, Statement::Verdict(Verdict::Accept)]);
+        ruleset.chains.insert("row".into(), Chain { base: None, rules: vec![rule] });
+        ruleset
+    }
+
+    #[test]
+    fn only_the_difference_is_applied_and_the_table_is_read_once() {
+        let mut reconciler = Reconciler::new(Crossed::default());
+        let first = reconciler.apply(&ruleset(&[1])).unwrap();
+        assert!(!first.is_nothing());
+        let second = reconciler.apply(&ruleset(&[1, 2])).unwrap();
+        assert_eq!((second.changes.as_str(), second.count), ("1 elements added", 1));
+        assert_eq!(second.generation, first.generation + 1);
+        assert_eq!(reconciler.kernel.dumps, 1);
+        assert_eq!(reconciler.kernel.table(), Some(ruleset(&[1, 2])));
+    }
+
+    #[test]
+    fn what_is_there_is_adopted_without_any_change() {
+        let mut crossed = Crossed::default();
+        crossed.set(Some(&ruleset(&[1])));
+        let generation = crossed.generation().unwrap();
+        let mut reconciler = Reconciler::new(crossed);
+        let outcome = reconciler.apply(&ruleset(&[1])).unwrap();
+        assert!(outcome.is_nothing());
+        assert_eq!((outcome.generation, reconciler.kernel.commits), (generation, 0));
+    }
+
+    #[test]
+    fn whatever_comes_in_between_the_result_is_the_same() {
+        for event in [
+            Event::Foreign(None),
+            Event::Foreign(Some(ruleset(&[9]))),
+            Event::Foreign(Some(Ruleset::default())),
+            Event::AnswerLost,
+            Event::RequestLost,
+        ] {
+            let mut reconciler = Reconciler::new(Crossed::default());
+            reconciler.apply(&ruleset(&[1])).unwrap();
+            reconciler.kernel.events.push_back(event.clone());
+            reconciler.apply(&ruleset(&[1, 2])).unwrap_or_else(|error| panic!("{event:?}: {error}"));
+            assert_eq!(reconciler.kernel.table(), Some(ruleset(&[1, 2])), "{event:?}");
+            // The next change builds on the right state.
+            reconciler.apply(&ruleset(&[3])).unwrap();
+            assert_eq!(reconciler.kernel.table(), Some(ruleset(&[3])), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn others_who_never_rest_are_an_error_in_the_end() {
+        let mut reconciler = Reconciler::new(Crossed::default());
+        reconciler.kernel.events = (0..100).map(|number| Event::Foreign(Some(ruleset(&[number + 10])))).collect();
+        let error = reconciler.apply(&ruleset(&[1])).unwrap_err();
+        assert!(matches!(error, Error::Restless(_)), "{error}");
+        assert_eq!(reconciler.kernel.commits, ATTEMPTS);
+        reconciler.kernel.events.clear();
+        reconciler.apply(&ruleset(&[1])).unwrap();
+        assert_eq!(reconciler.kernel.table(), Some(ruleset(&[1])));
+    }
+
+    #[test]
+    fn a_refusal_is_tried_once_more_from_a_fresh_state() {
+        let mut reconciler = Reconciler::new(Crossed::default());
+        reconciler.apply(&ruleset(&[1])).unwrap();
+        reconciler.kernel.events = [Event::Refused].into();
+        reconciler.apply(&ruleset(&[2])).unwrap();
+
+        reconciler.kernel.events = [Event::Refused, Event::Refused].into();
+        let error = reconciler.apply(&ruleset(&[3])).unwrap_err();
+        assert!(matches!(error, Error::Kernel(kernel::Error::Refused { .. })), "{error}");
+        assert_eq!(reconciler.kernel.table(), Some(ruleset(&[2])), "what was there stays");
+        reconciler.apply(&ruleset(&[3])).unwrap();
+        assert_eq!(reconciler.kernel.table(), Some(ruleset(&[3])));
+    }
+
+    #[test]
+    fn foreign_changes_are_found_and_repaired() {
+        let mut reconciler = Reconciler::new(Crossed::default());
+        let desired = ruleset(&[1]);
+        reconciler.apply(&desired).unwrap();
+        assert!(reconciler.verify(&desired).unwrap().is_nothing());
+        assert_eq!(reconciler.kernel.dumps, 1, "an unchanged generation needs no dump");
+        for foreign in [None, Some(ruleset(&[1, 7])), Some(Ruleset::default())] {
+            reconciler.kernel.set(foreign.as_ref());
+            assert!(!reconciler.verify(&desired).unwrap().is_nothing());
+            assert_eq!(reconciler.kernel.table().as_ref(), Some(&desired));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_expressed_goes_with_the_table_in_one_transaction() {
+        let mut reconciler = Reconciler::new(Crossed::default());
+        let desired = ruleset(&[1]);
+        reconciler.apply(&desired).unwrap();
+        reconciler.kernel.foreign = vec!["counter stranger".to_owned()];
+        reconciler.forget();
+        let commits = reconciler.kernel.commits;
+        let outcome = reconciler.apply(&desired).unwrap();
+        assert_eq!(outcome.foreign, ["counter stranger"]);
+        assert_eq!(reconciler.kernel.commits, commits + 1);
+        assert_eq!(reconciler.kernel.table(), Some(desired.clone()));
+        assert!(reconciler.apply(&desired).unwrap().is_nothing());
+    }
+
+    #[test]
+    fn changes_elsewhere_spare_a_dump_only_when_they_follow_directly() {
+        let mut reconciler = Reconciler::new(Crossed::default());
+        let known = reconciler.apply(&ruleset(&[1])).unwrap().generation;
+        reconciler.changed_elsewhere(known + 1);
+        assert_eq!(reconciler.generation(), Some(known + 1));
+        reconciler.changed_elsewhere(known + 3);
+        assert_eq!(reconciler.generation(), Some(known + 1), "a transaction in between went unheard");
+    }
+
+    #[test]
+    fn removing_what_is_not_there_is_nothing() {
+        let mut reconciler = Reconciler::new(Crossed::default());
+        assert!(reconciler.remove().unwrap().is_nothing());
+        reconciler.apply(&ruleset(&[1])).unwrap();
+        assert!(!reconciler.remove().unwrap().is_nothing());
+        assert_eq!(reconciler.kernel.table(), None);
     }
 }
