@@ -99,9 +99,12 @@ fn render(explanation: &Explanation, query: &Query, host: &str, policy: &Path) -
             "  no row has this port for this pair of addresses; an [[allow]] in {file} would open it\n"
         ));
     }
-    for miss in &explanation.near_misses {
+    for (index, miss) in explanation.near_misses.iter().enumerate() {
         text.push_str(&format!("  row {}: {}\n", styled(BOLD, &miss.row), miss.why));
-        if let Some(remedy) = &miss.remedy {
+        let next = explanation.near_misses.get(index + 1);
+        // Several flows of a row often want the same change.
+        let again = next.is_some_and(|next| (&next.row, &next.remedy) == (&miss.row, &miss.remedy));
+        if let Some(remedy) = miss.remedy.as_ref().filter(|_| !again) {
             text.push_str(&format!("    to allow it: {remedy}\n"));
         }
     }
