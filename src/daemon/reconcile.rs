@@ -202,7 +202,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     /// A kernel in whose way something may come.
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     struct Crossed {
         kernel: FakeKernel,
         /// What happens before or after the next commits.
@@ -234,6 +234,11 @@ mod tests {
     }
 
     impl Crossed {
+        fn new() -> Self {
+            let kernel = FakeKernel::new(None);
+            Self { kernel, events: VecDeque::new(), dumps: 0, commits: 0, foreign: Vec::new() }
+        }
+
         fn set(&mut self, table: Option<&Ruleset>) {
             let before = self.kernel.dump().unwrap();
             self.kernel.commit(&diff(before.table.as_ref(), table), before.generation).unwrap();
@@ -286,7 +291,7 @@ mod tests {
 
     #[test]
     fn only_the_difference_is_applied_and_the_table_is_read_once() {
-        let mut reconciler = Reconciler::new(Crossed::default());
+        let mut reconciler = Reconciler::new(Crossed::new());
         let first = reconciler.apply(&ruleset(&[1])).unwrap();
         assert!(!first.is_nothing());
         let second = reconciler.apply(&ruleset(&[1, 2])).unwrap();
@@ -298,7 +303,7 @@ mod tests {
 
     #[test]
     fn what_is_there_is_adopted_without_any_change() {
-        let mut crossed = Crossed::default();
+        let mut crossed = Crossed::new();
         crossed.set(Some(&ruleset(&[1])));
         let generation = crossed.generation().unwrap();
         let mut reconciler = Reconciler::new(crossed);
@@ -316,7 +321,7 @@ mod tests {
             Event::AnswerLost,
             Event::RequestLost,
         ] {
-            let mut reconciler = Reconciler::new(Crossed::default());
+            let mut reconciler = Reconciler::new(Crossed::new());
             reconciler.apply(&ruleset(&[1])).unwrap();
             reconciler.kernel.events.push_back(event.clone());
             reconciler.apply(&ruleset(&[1, 2])).unwrap_or_else(|error| panic!("{event:?}: {error}"));
@@ -329,7 +334,7 @@ mod tests {
 
     #[test]
     fn others_who_never_rest_are_an_error_in_the_end() {
-        let mut reconciler = Reconciler::new(Crossed::default());
+        let mut reconciler = Reconciler::new(Crossed::new());
         reconciler.kernel.events = (0..100).map(|number| Event::Foreign(Some(ruleset(&[number + 10])))).collect();
         let error = reconciler.apply(&ruleset(&[1])).unwrap_err();
         assert!(matches!(error, Error::Restless(_)), "{error}");
@@ -341,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_tried_once_more_from_a_fresh_state() {
-        let mut reconciler = Reconciler::new(Crossed::default());
+        let mut reconciler = Reconciler::new(Crossed::new());
         reconciler.apply(&ruleset(&[1])).unwrap();
         reconciler.kernel.events = [Event::Refused].into();
         reconciler.apply(&ruleset(&[2])).unwrap();
@@ -356,7 +361,7 @@ mod tests {
 
     #[test]
     fn foreign_changes_are_found_and_repaired() {
-        let mut reconciler = Reconciler::new(Crossed::default());
+        let mut reconciler = Reconciler::new(Crossed::new());
         let desired = ruleset(&[1]);
         reconciler.apply(&desired).unwrap();
         assert!(reconciler.verify(&desired).unwrap().is_nothing());
@@ -370,7 +375,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_expressed_goes_with_the_table_in_one_transaction() {
-        let mut reconciler = Reconciler::new(Crossed::default());
+        let mut reconciler = Reconciler::new(Crossed::new());
         let desired = ruleset(&[1]);
         reconciler.apply(&desired).unwrap();
         reconciler.kernel.foreign = vec!["counter stranger".to_owned()];
@@ -385,7 +390,7 @@ mod tests {
 
     #[test]
     fn changes_elsewhere_spare_a_dump_only_when_they_follow_directly() {
-        let mut reconciler = Reconciler::new(Crossed::default());
+        let mut reconciler = Reconciler::new(Crossed::new());
         let known = reconciler.apply(&ruleset(&[1])).unwrap().generation;
         reconciler.changed_elsewhere(known + 1);
         assert_eq!(reconciler.generation(), Some(known + 1));
@@ -395,7 +400,7 @@ mod tests {
 
     #[test]
     fn removing_what_is_not_there_is_nothing() {
-        let mut reconciler = Reconciler::new(Crossed::default());
+        let mut reconciler = Reconciler::new(Crossed::new());
         assert!(reconciler.remove().unwrap().is_nothing());
         reconciler.apply(&ruleset(&[1])).unwrap();
         assert!(!reconciler.remove().unwrap().is_nothing());
