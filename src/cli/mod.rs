@@ -1,6 +1,6 @@
 //! The command line: what an administrator types, and what he reads in return.
 //!
-//! Each subcommand is one file with its options and a function that gives an [`Answer`]. Answers go to standard output,
+//! Each subcommand is one file with its options and a function that gives an answer. Answers go to standard output,
 //! errors and warnings to standard error; the exit code is 0 when all is well, 1 when the answer is no, 2 after an error.
 //! Help texts, completions and the manual come from the same definitions.
 #![forbid(unsafe_code)]

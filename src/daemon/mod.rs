@@ -29,6 +29,7 @@ use load::{HostChoice, Site, Sources, Texts};
 use protocol::Reply;
 use reconcile::{Outcome, Reconciler};
 use status::{Condition, Enforced, Failure, LastChange, Repair, Status, TableSize, now};
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -189,7 +190,7 @@ struct Daemon<K> {
     host_unknown: bool,
     monitor: Option<AsyncFd<Monitor>>,
     /// What a foreign transaction has changed so far; its generation message ends it.
-    touched: Vec<String>,
+    touched: Touched,
     /// Repairs since the last regular look.
     repairs_in_a_row: u32,
     /// Until when notifications wait.
@@ -221,7 +222,7 @@ impl<K: Kernel> Daemon<K> {
             seen: None,
             host_unknown: false,
             monitor: None,
-            touched: Vec::new(),
+            touched: Touched::default(),
             repairs_in_a_row: 0,
             rest: None,
             status: channel::Sender::new(status),
@@ -448,22 +449,22 @@ impl<K: Kernel> Daemon<K> {
         let mut by = None;
         for notification in notifications {
             match notification {
-                Notification::Table { what } => self.touched.push(what),
+                Notification::Table { what } => self.touched.add(what),
                 Notification::Generation { id, pid, process } => {
                     let touched = std::mem::take(&mut self.touched);
                     if !self.is_news(id) {
                         continue;
                     }
-                    if touched.is_empty() {
+                    if touched.named.is_empty() {
                         self.reconciler.changed_elsewhere(id);
                     } else {
                         let who = who(pid, process.as_deref());
-                        warn!(generation = id, "{who} changed the table: {}", some_of(&touched));
+                        warn!(generation = id, "{who} changed the table: {touched}");
                         by = Some(who);
                     }
                 }
                 Notification::Lost => {
-                    self.touched.clear();
+                    self.touched = Touched::default();
                     self.reconciler.forget();
                     by.get_or_insert_with(|| "somebody".to_owned());
                 }
@@ -491,7 +492,6 @@ impl<K: Kernel> Daemon<K> {
         let monitor = monitor.and_then(|monitor| AsyncFd::new(monitor).map_err(|error| error.to_string()));
         self.monitor =
             monitor.inspect_err(|error| warn!("no notifications, only a look every {VERIFY_EVERY:?}: {error}")).ok();
-        self.touched.clear();
     }
 
     /// Keeps the error for the status, and logs it unless it was logged before.
@@ -580,11 +580,30 @@ fn who(pid: Option<u32>, process: Option<&str>) -> String {
     }
 }
 
-fn some_of(changes: &[String]) -> String {
-    let named = changes.iter().take(CHANGES_NAMED).cloned().collect::<Vec<_>>().join(", ");
-    match changes.len().saturating_sub(CHANGES_NAMED) {
-        0 => named,
-        more => format!("{named} and {more} more"),
+/// What a foreign transaction has changed: the first few things, however many there are.
+#[derive(Debug, Default)]
+struct Touched {
+    named: Vec<String>,
+    more: bool,
+}
+
+impl Touched {
+    fn add(&mut self, what: String) {
+        if self.named.contains(&what) {
+            return;
+        }
+        if self.named.len() < CHANGES_NAMED {
+            self.named.push(what);
+        } else {
+            self.more = true;
+        }
+    }
+}
+
+impl fmt::Display for Touched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.named.join(", "))?;
+        f.write_str(if self.more { " and more" } else { "" })
     }
 }
 

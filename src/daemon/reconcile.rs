@@ -66,7 +66,7 @@ impl<K: Kernel> Reconciler<K> {
         Ok(self.committed.insert(snapshot))
     }
 
-    /// The changes that [`Reconciler::set`] would make.
+    /// The changes that [`Reconciler::apply`] or, without a desired ruleset, [`Reconciler::remove`] would make.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl<K: Kernel> Reconciler<K> {
     ///
     /// # Errors
     ///
-    /// See [`Error`]; the table is as it was before.
+    /// See [`enum@Error`]; the table is as it was before.
     pub fn apply(&mut self, desired: &Ruleset) -> Result<Outcome, Error> {
         self.set(Some(desired))
     }
@@ -88,7 +88,7 @@ impl<K: Kernel> Reconciler<K> {
     ///
     /// # Errors
     ///
-    /// See [`Error`]; the table is as it was before.
+    /// See [`enum@Error`]; the table is as it was before.
     pub fn remove(&mut self) -> Result<Outcome, Error> {
         self.set(None)
     }
@@ -98,7 +98,7 @@ impl<K: Kernel> Reconciler<K> {
     ///
     /// # Errors
     ///
-    /// See [`Error`].
+    /// See [`enum@Error`].
     pub fn verify(&mut self, desired: &Ruleset) -> Result<Outcome, Error> {
         if let Some(snapshot) = &self.committed
             && self.kernel.generation()? != snapshot.generation
