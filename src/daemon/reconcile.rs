@@ -295,7 +295,7 @@ mod tests {
         let first = reconciler.apply(&ruleset(&[1])).unwrap();
         assert!(!first.is_nothing());
         let second = reconciler.apply(&ruleset(&[1, 2])).unwrap();
-        assert_eq!((second.changes.as_str(), second.count), ("1 elements added", 1));
+        assert_eq!((second.changes.as_str(), second.count), ("1 element added", 1));
         assert_eq!(second.generation, first.generation + 1);
         assert_eq!(reconciler.kernel.dumps, 1);
         assert_eq!(reconciler.kernel.table(), Some(ruleset(&[1, 2])));

@@ -326,17 +326,20 @@ pub fn summary(changes: &[Change]) -> String {
             Change::FlushChain(_) => {}
         }
     }
+    let some = |count: usize, what: &str| if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") };
     let mut parts = Vec::new();
-    for (what, [added, deleted]) in [("elements", elements), ("rules", rules), ("objects", objects)] {
+    for (what, [added, deleted]) in [("element", elements), ("rule", rules), ("object", objects)] {
         match (added, deleted) {
             (0, 0) => {}
-            (added, 0) => parts.push(format!("{added} {what} added")),
-            (0, deleted) => parts.push(format!("{deleted} {what} deleted")),
-            (added, deleted) => parts.push(format!("{added} {what} added and {deleted} deleted")),
+            (added, 0) => parts.push(format!("{} added", some(added, what))),
+            (0, deleted) => parts.push(format!("{} deleted", some(deleted, what))),
+            (added, deleted) => parts.push(format!("{} added and {deleted} deleted", some(added, what))),
         }
     }
-    if policies > 0 {
-        parts.push(format!("{policies} chain policies changed"));
+    match policies {
+        0 => {}
+        1 => parts.push("1 chain policy changed".to_owned()),
+        policies => parts.push(format!("{policies} chain policies changed")),
     }
     if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
 }
