@@ -90,15 +90,18 @@ pub(super) fn lower(statements: &[Statement]) -> Result<Vec<Expression>, Name> {
     let mut expressions = Vec::with_capacity(statements.len() * 3);
     let mut statements = statements.iter().peekable();
     while let Some(statement) = statements.next() {
-        if let Statement::IcmpType(kind, number) = statement
-            && let Some(Statement::IcmpCode(same, code)) = statements.peek()
-            && kind == same
-        {
-            // nft loads neighbouring header fields at once.
-            lower_icmp(&mut expressions, *kind, vec![*number, *code]);
-            statements.next();
-        } else {
-            lower_one(&mut expressions, statement)?;
+        // nft loads neighbouring header fields at once.
+        match (statement, statements.peek()) {
+            (Statement::IcmpType(kind, number), Some(Statement::IcmpCode(same, code))) if kind == same => {
+                lower_icmp(&mut expressions, *kind, vec![*number, *code]);
+                statements.next();
+            }
+            (Statement::SourcePort(source), Some(Statement::DestinationPort(destination))) => {
+                expressions.push(transport(SOURCE_PORT, 4));
+                expressions.push(equals([source.to_be_bytes(), destination.to_be_bytes()].concat()));
+                statements.next();
+            }
+            _ => lower_one(&mut expressions, statement)?,
         }
     }
     Ok(expressions)
@@ -229,6 +232,7 @@ pub(super) fn lift(expressions: &[Expression]) -> Vec<Statement> {
     let mut rest = expressions;
     while let Some(first) = rest.first() {
         let length = lift_icmp(&mut statements, &mut icmp, rest)
+            .or_else(|| lift_both_ports(&mut statements, rest))
             .or_else(|| {
                 let (statement, length) = lift_one(rest)?;
                 statements.push(statement);
@@ -277,6 +281,16 @@ fn lift_icmp(statements: &mut Vec<Statement>, last: &mut Option<IcmpKind>, from:
     }
     *last = Some(kind);
     Some(6)
+}
+
+fn lift_both_ports(statements: &mut Vec<Statement>, from: &[Expression]) -> Option<usize> {
+    let [load, compare, ..] = from else { return None };
+    let &[s0, s1, d0, d1] = equal_value(compare)? else { return None };
+    (*load == transport(SOURCE_PORT, 4)).then(|| {
+        statements.push(Statement::SourcePort(u16::from_be_bytes([s0, s1])));
+        statements.push(Statement::DestinationPort(u16::from_be_bytes([d0, d1])));
+        2
+    })
 }
 
 /// The statement at the beginning, and the number of its expressions.

@@ -310,10 +310,7 @@ fn native_expression(expression: &Expression) -> Result<NativeExpression, Unbuil
             let native = NativeExpression::new(c"log")?.text(sys::NFTNL_EXPR_LOG_PREFIX, prefix)?;
             match target {
                 LogTarget::Kernel => Ok(native),
-                LogTarget::Group(group) => native
-                    .u16(sys::NFTNL_EXPR_LOG_GROUP, *group)?
-                    .u32(sys::NFTNL_EXPR_LOG_SNAPLEN, 0)?
-                    .u16(sys::NFTNL_EXPR_LOG_QTHRESHOLD, 0),
+                LogTarget::Group(group) => native.u16(sys::NFTNL_EXPR_LOG_GROUP, *group),
             }
         }
         Expression::Verdict(verdict) => {
