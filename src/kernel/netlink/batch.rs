@@ -1,7 +1,7 @@
 //! Changes as one batch of messages.
 #![forbid(unsafe_code)]
 
-use super::native::{RuleWriter, Unbuildable};
+use super::native::{LONGEST_NAME, RuleWriter, Unbuildable};
 use super::uapi::{
     self, NFNL_BATCH_GENID, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END, NFNL_SUBSYS_NFTABLES, NFPROTO_INET,
     NFPROTO_UNSPEC, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, chain, data, element, message,
@@ -100,6 +100,7 @@ impl Writer {
 
     /// Appends the messages of a change and returns where the last of them begins.
     fn change(&mut self, change: &Change, handles: &Handles) -> Result<usize, Unbuildable> {
+        check_names(change)?;
         const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
         let start = match change {
             Change::AddTable => {
@@ -232,6 +233,36 @@ impl Writer {
     }
 }
 
+/// Names that an attribute or the kernel could not take are refused before anything is written.
+fn check_names(change: &Change) -> Result<(), Unbuildable> {
+    let check = |name: &Name| {
+        if name.len() <= LONGEST_NAME && !name.contains('\0') {
+            Ok(())
+        } else {
+            Err(Unbuildable("a name is longer than 255 bytes or holds a zero byte"))
+        }
+    };
+    match change {
+        Change::AddTable | Change::DeleteTable => Ok(()),
+        Change::AddVerdicts(name, map) | Change::DeleteVerdicts(name, map) => {
+            check(name)?;
+            map.elements.iter().filter_map(|(_, verdict)| verdict.target()).try_for_each(check)
+        }
+        Change::AddSet(name, _)
+        | Change::AddMap(name, _)
+        | Change::AddChain(name, _)
+        | Change::SetChainPolicy(name, _)
+        | Change::AddElements(name, _)
+        | Change::DeleteElements(name, _)
+        | Change::AddRule { chain: name, .. }
+        | Change::DeleteRule { chain: name, .. }
+        | Change::FlushChain(name)
+        | Change::DeleteChain(name)
+        | Change::DeleteSet(name, _)
+        | Change::DeleteMap(name) => check(name),
+    }
+}
+
 /// The end of a range is the first address after it; none after the last address of the family.
 fn put_range<A: Address, const N: usize>(bytes: &mut Vec<u8>, range: &AddressRange<A>, octets: impl Fn(A) -> [u8; N]) {
     put_element(bytes, &octets(range.first), 0, None);
@@ -293,5 +324,53 @@ fn policy_number(base: &BaseChain) -> u32 {
     match base.policy {
         ChainPolicy::Accept => chain::POLICY_ACCEPT,
         ChainPolicy::Drop => chain::POLICY_DROP,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::messages;
+    use super::*;
+    use crate::ruleset::{AddressSide, PortRange, Rule, Statement};
+
+    #[test]
+    fn only_the_last_message_is_acknowledged_and_each_knows_its_change() {
+        let addresses = Set::ipv4_addresses((0..10_000).map(Ipv4Addr::from_bits).collect());
+        let changes = [
+            Change::AddTable,
+            Change::AddSet("s".into(), addresses.empty_like()),
+            Change::AddElements("s".into(), addresses),
+        ];
+        let batch = build(&changes, 5, &Handles::new(), 100).unwrap();
+        let messages: Vec<_> = messages(&batch.bytes).map(Result::unwrap).collect();
+        // 10,000 elements of 16 bytes need three messages below 64 KiB.
+        assert_eq!(messages.len(), 2 + 2 + 3);
+        let acknowledged: Vec<_> = messages.iter().filter(|message| message.flags & NLM_F_ACK != 0).collect();
+        assert_eq!(acknowledged.len(), 1);
+        assert_eq!(acknowledged[0].sequence, batch.last);
+        let sequences: Vec<_> = messages.iter().map(|message| message.sequence).collect();
+        assert_eq!(sequences, (100..107).collect::<Vec<_>>());
+        let changes: Vec<_> = sequences[..6].iter().map(|&sequence| batch.change_of(sequence)).collect();
+        assert_eq!(changes, [None, Some(0), Some(1), Some(2), Some(2), Some(2)]);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused() {
+        let refused = |change: Change| build(&[change], 1, &Handles::new(), 1).is_err();
+        assert!(refused(Change::AddChain("x".repeat(256).into(), None)));
+        assert!(refused(Change::DeleteMap("a\0b".into())));
+        let verdict = Verdict::Jump("x".repeat(70_000).into());
+        let elements = vec![(PortRange::single(1), verdict)];
+        assert!(refused(Change::AddVerdicts("m".into(), VerdictMap { interval: false, elements })));
+        assert!(refused(Change::DeleteRule { chain: "c".into(), index: 0 }));
+        let rule = |statement: Statement, count| Change::AddRule {
+            chain: "c".into(),
+            before: None,
+            rule: Rule::new(vec![statement; count]),
+        };
+        assert!(refused(rule(Statement::Unknown("meta mark".into()), 1)));
+        assert!(refused(rule(Statement::Counter, 1_000)));
+        assert!(refused(rule(Statement::InSet(AddressSide::Source, Family::Ipv4, "x".repeat(256).into()), 1)));
+        assert!(!refused(rule(Statement::InSet(AddressSide::Source, Family::Ipv4, "x".repeat(255).into()), 16)));
     }
 }

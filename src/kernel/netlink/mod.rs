@@ -10,7 +10,7 @@ mod wire;
 
 pub use monitor::{Monitor, Notification};
 
-use super::{Error, Kernel, Snapshot};
+use super::{Error, Kernel, Snapshot, next_generation};
 use crate::ruleset::TABLE;
 use crate::ruleset::diff::Change;
 use batch::Handles;
@@ -68,6 +68,14 @@ impl Netlink {
         first
     }
 
+    /// The sequence number that a batch begins with, far enough from the end of the numbers.
+    fn first_sequence_of_batch(&mut self) -> u32 {
+        if self.sequence > u32::MAX / 2 {
+            self.sequence = 0;
+        }
+        self.sequence + 1
+    }
+
     /// Receives messages until the visitor is satisfied.
     fn receive(
         &mut self,
@@ -75,8 +83,11 @@ impl Netlink {
         mut visit: impl FnMut(&Message<'_>) -> Result<bool, Malformed>,
     ) -> Result<(), Error> {
         loop {
-            let length = recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC)
-                .map_err(|errno| Error::from_errno(doing, errno))?;
+            let length = match recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+                Ok(length) => length,
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(Error::from_errno(doing, errno)),
+            };
             let Some(received) = self.buffer.get(..length) else {
                 return Err(Error::from_errno(doing, Errno::ENOSPC));
             };
@@ -124,8 +135,9 @@ impl Netlink {
                 answer = Answer::Interrupted;
             }
             match message.kind {
-                NLMSG_DONE => Ok(true),
-                NLMSG_ERROR => {
+                // The end of a dump may carry the error that ended it.
+                NLMSG_DONE if message.payload.len() < size_of::<i32>() => Ok(true),
+                NLMSG_DONE | NLMSG_ERROR => {
                     failure = message.error()?;
                     Ok(true)
                 }
@@ -133,9 +145,14 @@ impl Netlink {
             }
         })?;
         match Errno::from_raw(failure) {
-            _ if failure == 0 => Ok(answer),
+            // The end of a whole dump carries a number that is no error.
+            _ if failure <= 0 => Ok(answer),
             Errno::ENOENT => Ok(Answer::Missing),
             Errno::EINTR => Ok(Answer::Interrupted),
+            // What nfnetlink answers when nobody takes its messages (`nfnetlink_rcv_msg`, net/netfilter/nfnetlink.c).
+            source @ (Errno::EINVAL | Errno::EOPNOTSUPP) if kind == message::GETGEN => {
+                Err(Error::Unsupported { source })
+            }
             errno => Err(Error::from_errno(doing, errno)),
         }
     }
@@ -236,15 +253,19 @@ impl Kernel for Netlink {
     fn commit(&mut self, changes: &[Change], generation: u32) -> Result<u32, Error> {
         const DOING: &str = "changing the ruleset";
         if changes.is_empty() {
-            return self.generation();
+            return if self.generation()? == generation { Ok(generation) } else { Err(Error::Changed) };
         }
         let handles =
             if changes.iter().any(Change::needs_rule_handles) { self.rule_handles()? } else { Handles::default() };
         self.drain();
-        let first = self.sequence.wrapping_add(1);
-        let batch = batch::build(changes, generation, &handles, first)
-            .map_err(|Unbuildable(why)| Error::Inexpressible(why.to_owned()))?;
-        self.sequence = batch.last.wrapping_add(1);
+        let first = self.first_sequence_of_batch();
+        let batch = match batch::build(changes, generation, &handles, first) {
+            Ok(batch) => batch,
+            // The changes may speak of rules that somebody else has deleted since.
+            Err(_) if self.generation()? != generation => return Err(Error::Changed),
+            Err(Unbuildable(why)) => return Err(Error::Inexpressible(why.to_owned())),
+        };
+        self.sequence = batch.last.saturating_add(1);
         self.reserve_send_queue(batch.bytes.len())?;
         self.socket.send(&batch.bytes).map_err(|errno| match errno {
             // What was too large for the queue was not read by the kernel.
@@ -266,7 +287,9 @@ impl Kernel for Netlink {
         });
         let Some((errno, change)) = failure else {
             answer?;
-            return self.generation();
+            // A transaction that turns out to change nothing leaves the generation as it was. Any other number than
+            // these two is somebody else's, whose change the next commit must not take for its own.
+            return Ok(if self.generation()? == generation { generation } else { next_generation(generation) });
         };
         self.drain();
         if errno == ERESTART {

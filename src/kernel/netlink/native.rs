@@ -87,7 +87,7 @@ const LONGEST_EXPRESSION: usize = 512;
 /// Expressions that one rule may have, so that it fits into the scratch buffer.
 pub(super) const MOST_EXPRESSIONS: usize = SCRATCH_BYTES / LONGEST_EXPRESSION / 2;
 /// The longest name of a table, chain or set (`NFT_NAME_MAXLEN` without the final zero).
-const LONGEST_NAME: usize = 255;
+pub(super) const LONGEST_NAME: usize = 255;
 
 /// Why a rule could not be serialized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
