@@ -10,7 +10,7 @@ use crate::ruleset::{
     Address, AddressRange, BaseChain, Chain, ChainPolicy, Hook, LogTarget, Name, PortRange, Rule, Ruleset, Set, TABLE,
     Verdict, VerdictMap,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Collects the messages of several dumps.
@@ -22,9 +22,12 @@ pub(super) struct TableReader {
     /// Rules may come before their chains are known.
     rules: BTreeMap<Name, Vec<(u64, Rule)>>,
     elements: BTreeMap<Name, Vec<Element>>,
+    /// Chains that are part of a rule.
+    bound_chains: BTreeSet<Name>,
 }
 
 /// An element as it stands in a dump: intervals are two of them.
+#[derive(PartialEq, Eq)]
 struct Element {
     key: Vec<u8>,
     is_end: bool,
@@ -40,6 +43,7 @@ impl TableReader {
             foreign: Vec::new(),
             rules: BTreeMap::new(),
             elements: BTreeMap::new(),
+            bound_chains: BTreeSet::new(),
         }
     }
 
@@ -55,10 +59,20 @@ impl TableReader {
     /// Takes a chain, set, rule, stateful object or flowtable; those of other tables are left out.
     pub(super) fn object(&mut self, message: &Message<'_>) -> Result<(), Malformed> {
         let attributes = message.attributes()?;
-        if message.family()? != NFPROTO_INET || attributes.text(uapi::OF_TABLE)? != Some(TABLE) {
+        if message.family()? != NFPROTO_INET || !attributes.is_text(uapi::OF_TABLE, TABLE) {
             return Ok(());
         }
-        match message.nf_tables_kind() {
+        let kind = message.nf_tables_kind();
+        // The kernel takes any bytes for a name.
+        let name = if kind == Some(message::NEWCHAIN) { chain::NAME } else { set::NAME };
+        if attributes.text(name).is_err() {
+            let what = "objects whose names are no text".to_owned();
+            if !self.foreign.contains(&what) {
+                self.foreign.push(what);
+            }
+            return Ok(());
+        }
+        match kind {
             Some(message::NEWCHAIN) => self.chain(&attributes),
             Some(message::NEWSET) => self.set(&attributes),
             Some(message::NEWRULE) => self.rule(&attributes),
@@ -77,7 +91,13 @@ impl TableReader {
 
     fn chain(&mut self, attributes: &Attributes<'_>) -> Result<(), Malformed> {
         let name = attributes.name(chain::NAME)?;
-        if attributes.be32(chain::FLAGS)?.unwrap_or_default() & !chain::FLAG_BASE != 0 {
+        let flags = attributes.be32(chain::FLAGS)?.unwrap_or_default();
+        if flags & chain::FLAG_BINDING != 0 {
+            // The chain of a block within a rule, which is deleted with the rule.
+            self.bound_chains.insert(name.into());
+            return Ok(());
+        }
+        if flags & !chain::FLAG_BASE != 0 {
             self.foreign.push(format!("chain {name} (flags)"));
             return Ok(());
         }
@@ -175,18 +195,20 @@ impl TableReader {
             let foreign =
                 [element::TIMEOUT, element::EXPRESSION, element::EXPRESSIONS, element::OBJECT, element::KEY_END];
             let flags = entry.be32(element::FLAGS)?.unwrap_or_default();
-            if foreign.iter().any(|number| entry.has(*number)) || flags & !element::FLAG_INTERVAL_END != 0 {
-                let what = format!("elements of {set} (timeout, counter or the like)");
+            let verdict = entry.get(element::DATA).map(read_verdict);
+            let verdict_is_known = matches!(verdict, None | Some(Ok(Some(_))));
+            if !verdict_is_known
+                || foreign.iter().any(|number| entry.has(*number))
+                || flags & !element::FLAG_INTERVAL_END != 0
+            {
+                let what = format!("elements of {set} (timeout, counter, unknown verdict or the like)");
                 if !self.foreign.contains(&what) {
                     self.foreign.push(what);
                 }
                 continue;
             }
             let key = entry.nested(element::KEY)?.get(data::VALUE).ok_or(Malformed("the key of an element"))?.to_vec();
-            let verdict = match entry.get(element::DATA) {
-                Some(bytes) => Some(read_verdict(bytes)?.ok_or(Malformed("the verdict of an element"))?),
-                None => None,
-            };
+            let verdict = verdict.and_then(Result::ok).flatten();
             elements.push(Element { key, is_end: flags & element::FLAG_INTERVAL_END != 0, verdict });
         }
         Ok(())
@@ -206,6 +228,7 @@ impl TableReader {
         for (name, rules) in std::mem::take(&mut self.rules) {
             match self.ruleset.chains.get_mut(&name) {
                 Some(chain) => chain.rules = rules.into_iter().map(|(_, rule)| rule).collect(),
+                None if self.bound_chains.contains(&name) => {}
                 None => self.foreign.push(format!("rules of chain {name}")),
             }
         }
@@ -221,6 +244,8 @@ impl TableReader {
     fn fill(&mut self, name: &Name, mut elements: Vec<Element>) -> Option<()> {
         // At the same key an end comes before the next start.
         elements.sort_by(|a, b| a.key.cmp(&b.key).then(b.is_end.cmp(&a.is_end)));
+        // A hash table that grows during the dump may show an element twice.
+        elements.dedup();
         if let Some(map) = self.ruleset.maps.get_mut(name) {
             map.elements = if map.interval {
                 ranges(&elements, port, u16::MAX, |end| end.checked_sub(1))?
@@ -265,8 +290,9 @@ fn address_ranges<A: Address>(
     Some(ranges.into_iter().map(|(first, last, _)| AddressRange { first, last }).collect())
 }
 
-/// Pairs starts with ends. An end without a start before it is the one that nft puts at the lowest key; a start without
-/// an end reaches to the next start, or to the highest key.
+/// Pairs starts with ends. An end without a start before it is the one that nft puts at the lowest key; the last start
+/// without an end reaches to the highest key. `None` when another start has no end: such an interval could not be
+/// deleted as portward deletes them.
 fn ranges<K: Copy + PartialEq>(
     elements: &[Element],
     read: impl Fn(&[u8]) -> Option<K>,
@@ -278,6 +304,9 @@ fn ranges<K: Copy + PartialEq>(
     for element in elements {
         let key = read(&element.key)?;
         if let Some((first, verdict)) = open.take() {
+            if !element.is_end {
+                return None;
+            }
             ranges.push((first, before(key)?, verdict));
         }
         if !element.is_end {
@@ -326,7 +355,8 @@ fn read_expressions(list: &[u8]) -> Result<Vec<Expression>, Malformed> {
         .map(|entry| {
             let entry = Attributes::read(entry?.1)?;
             let name = entry.name(attribute::NAME)?;
-            let known = read_expression(name, &entry.nested(attribute::DATA)?)?;
+            // What holds no text where portward writes one, such as a log prefix of any bytes, is not portward's.
+            let known = read_expression(name, &entry.nested(attribute::DATA)?).unwrap_or_default();
             Ok(known.unwrap_or_else(|| Expression::Unknown(name.to_owned())))
         })
         .collect()
@@ -437,11 +467,62 @@ fn read_log(of: &Attributes<'_>) -> Result<Option<Expression>, Malformed> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::messages;
+    use super::super::batch;
+    use super::super::wire::{Header, begin_message, end_message, messages, nf_tables, put};
     use super::*;
+    use crate::kernel::testing;
+    use crate::ruleset::diff::diff;
     use proptest::prelude::*;
 
+    /// What the kernel would answer to dumps of a table that these messages have made.
+    fn read_back(bytes: &[u8]) -> TableReader {
+        let mut reader = TableReader::new(1);
+        for message in messages(bytes).map_while(Result::ok) {
+            let _ = match message.nf_tables_kind() {
+                Some(message::NEWTABLE) => reader.table(&message),
+                Some(message::NEWSETELEM) => {
+                    let set: Option<Name> = message
+                        .attributes()
+                        .ok()
+                        .and_then(|attributes| attributes.text(element::OF_SET).ok().flatten().map(Name::from));
+                    set.map_or(Ok(()), |set| reader.elements(&set, &message))
+                }
+                Some(message::NEWRULE) => {
+                    // The kernel gives each rule a handle.
+                    let mut payload = message.payload.to_vec();
+                    put(&mut payload, rule::HANDLE, &7_u64.to_be_bytes());
+                    reader.object(&Message { payload: &payload, ..message })
+                }
+                _ => reader.object(&message),
+            };
+        }
+        reader
+    }
+
     proptest! {
+        #[test]
+        fn what_is_written_is_read_back(ruleset in testing::any_ruleset()) {
+            let batch = batch::build(&diff(None, Some(&ruleset)), 1, &Handles::new(), 1).unwrap();
+            let snapshot = read_back(&batch.bytes).into_snapshot();
+            prop_assert_eq!(snapshot.foreign, Vec::<String>::new());
+            prop_assert_eq!(snapshot.table, Some(ruleset));
+        }
+
+        #[test]
+        fn no_damage_makes_the_reader_panic(
+            ruleset in testing::any_ruleset(),
+            damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = batch::build(&diff(None, Some(&ruleset)), 1, &Handles::new(), 1).unwrap().bytes;
+            for (place, value) in damage {
+                let place = place.index(bytes.len());
+                bytes[place] = value;
+            }
+            bytes.truncate(cut.index(bytes.len()) + 1);
+            let _ = read_back(&bytes).into_snapshot();
+        }
+
         #[test]
         fn no_message_makes_the_reader_panic(
             kind in 0_u16..30,
@@ -463,5 +544,41 @@ mod tests {
             let _ = read_verdict(&payload);
             let _ = reader.into_snapshot();
         }
+    }
+    fn made_by_somebody(kind: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let header = Header { kind: nf_tables(kind), flags: 0, sequence: 1, family: NFPROTO_INET, resource: 0 };
+        let start = begin_message(&mut bytes, header);
+        for (number, value) in attributes {
+            put(&mut bytes, *number, value);
+        }
+        end_message(&mut bytes, start);
+        bytes
+    }
+
+    #[test]
+    fn names_that_are_no_text_do_not_keep_the_table_from_being_read() {
+        let mut bytes = made_by_somebody(message::NEWTABLE, &[(table::NAME, b"portward\0")]);
+        bytes.extend(made_by_somebody(message::NEWCHAIN, &[(uapi::OF_TABLE, b"\xff\xfe\0"), (chain::NAME, b"a\0")]));
+        bytes.extend(made_by_somebody(message::NEWCHAIN, &[(uapi::OF_TABLE, b"portward\0"), (chain::NAME, b"a\0")]));
+        let snapshot = read_back(&bytes).into_snapshot();
+        assert_eq!(snapshot.foreign, Vec::<String>::new());
+        assert!(snapshot.table.unwrap().chains.contains_key("a"));
+
+        bytes.extend(made_by_somebody(message::NEWSET, &[(uapi::OF_TABLE, b"portward\0"), (set::NAME, b"\xff\0")]));
+        assert_eq!(read_back(&bytes).into_snapshot().foreign, ["objects whose names are no text"]);
+    }
+
+    #[test]
+    fn intervals_close_where_they_end_and_nfts_end_at_zero_is_none() {
+        let element = |port: u16, is_end: bool| Element { key: port.to_be_bytes().to_vec(), is_end, verdict: None };
+        let read = |elements: &[Element]| {
+            let ranges = ranges(elements, port, u16::MAX, |end| end.checked_sub(1))?;
+            Some(ranges.into_iter().map(|(first, last, _)| (first, last)).collect::<Vec<_>>())
+        };
+        let touching = [element(0, true), element(5, false), element(7, true), element(7, false), element(9, true)];
+        assert_eq!(read(&touching), Some(vec![(5, 6), (7, 8)]));
+        assert_eq!(read(&[element(60_000, false)]), Some(vec![(60_000, u16::MAX)]));
+        assert_eq!(read(&[element(1, false), element(5, false), element(9, true)]), None);
     }
 }

@@ -87,6 +87,7 @@ pub(super) mod chain {
     pub(in super::super) const HOOK_NUMBER: u16 = 1;
     pub(in super::super) const HOOK_PRIORITY: u16 = 2;
     pub(in super::super) const FLAG_BASE: u32 = 1;
+    pub(in super::super) const FLAG_BINDING: u32 = 4;
     /// `NF_DROP` and `NF_ACCEPT` (linux/netfilter.h).
     pub(in super::super) const POLICY_DROP: u32 = 0;
     pub(in super::super) const POLICY_ACCEPT: u32 = 1;

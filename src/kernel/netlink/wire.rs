@@ -250,6 +250,11 @@ impl<'a> Attributes<'a> {
         std::str::from_utf8(text).map(Some).map_err(|_| Malformed("a text in UTF-8"))
     }
 
+    /// Whether this attribute is this text. One that is no text at all is another one.
+    pub(super) fn is_text(&self, number: u16, text: &str) -> bool {
+        self.text(number) == Ok(Some(text))
+    }
+
     /// A text that must be there.
     pub(super) fn name(&self, number: u16) -> Result<&'a str, Malformed> {
         self.text(number)?.ok_or(Malformed("a name"))
