@@ -23,7 +23,7 @@ pub struct Monitor {
 /// Something that happened to the ruleset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification {
-    /// Something in table `inet portward` changed.
+    /// Something in table `inet portward` changed. The same thing several times over is told once.
     Table {
         /// What, in words: `rule in chain input added`.
         what: String,
@@ -91,18 +91,20 @@ impl Monitor {
                 Err(Errno::EAGAIN) => return Ok(notifications),
                 Err(Errno::EINTR) => continue,
                 Err(Errno::ENOBUFS) => {
-                    notifications.push(Notification::Lost);
+                    push(&mut notifications, Notification::Lost);
                     continue;
                 }
                 Err(errno) => return Err(Error::from_errno(DOING, errno)),
             };
             let Some(received) = self.buffer.get(..length) else {
-                notifications.push(Notification::Lost);
+                push(&mut notifications, Notification::Lost);
                 continue;
             };
             for message in messages(received) {
                 let notification = message.and_then(|message| read_notification(&message));
-                notifications.extend(notification.map_err(|malformed| malformed_error(DOING, malformed))?);
+                if let Some(notification) = notification.map_err(|malformed| malformed_error(DOING, malformed))? {
+                    push(&mut notifications, notification);
+                }
             }
         }
     }
@@ -120,6 +122,13 @@ impl AsRawFd for Monitor {
     }
 }
 
+/// Every element of a set is a notification of its own; a hundred thousand equal ones say no more than one.
+fn push(notifications: &mut Vec<Notification>, next: Notification) {
+    if notifications.last() != Some(&next) {
+        notifications.push(next);
+    }
+}
+
 fn read_notification(message: &Message<'_>) -> Result<Option<Notification>, Malformed> {
     let Some(kind) = message.nf_tables_kind() else { return Ok(None) };
     let attributes = message.attributes()?;
@@ -127,13 +136,17 @@ fn read_notification(message: &Message<'_>) -> Result<Option<Notification>, Malf
         return Ok(Some(Notification::Generation {
             id: attributes.be32(generation::ID)?.ok_or(Malformed("the number of a generation"))?,
             pid: attributes.be32(generation::PROCESS_ID)?,
-            process: attributes.text(generation::PROCESS_NAME)?.map(str::to_owned),
+            // A process may give itself any bytes for a name.
+            process: attributes.get(generation::PROCESS_NAME).map(|name| {
+                let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+                String::from_utf8_lossy(name).into_owned()
+            }),
         }));
     }
-    if message.family()? != NFPROTO_INET || attributes.text(uapi::OF_TABLE)? != Some(TABLE) {
+    if message.family()? != NFPROTO_INET || !attributes.is_text(uapi::OF_TABLE, TABLE) {
         return Ok(None);
     }
-    let named = |what: &str, number| Ok(format!("{what} {}", attributes.name(number)?));
+    let named = |what: &str, number| Ok(format!("{what} {}", attributes.name(number).unwrap_or("without a name")));
     let (object, verb) = match kind {
         message::NEWTABLE => ("table".to_owned(), "added"),
         message::DELTABLE => ("table".to_owned(), "deleted"),
