@@ -57,7 +57,9 @@ pub(crate) fn measure(folder: &Path) -> Result<()> {
     let beyond = times.median() - DEBOUNCE;
     let spread = format!("{}-{}", milliseconds(times.quantile(0.25)), milliseconds(times.quantile(0.75)));
     print_table(
-        &format!("A running daemon at {PEERS} peers, in milliseconds: from rename of the edited file to the element in the kernel"),
+        &format!(
+            "A running daemon at {PEERS} peers, in milliseconds: from rename of the edited file to the element in the kernel"
+        ),
         &[
             ["", "median", "half of them", "of it debounce", "beyond debounce", "target"].map(str::to_owned).to_vec(),
             vec![

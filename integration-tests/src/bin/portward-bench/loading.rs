@@ -24,6 +24,9 @@ const PEERS: u32 = 100_000;
 const CHANGE_ROUNDS: usize = 25;
 const RELOAD_ROUNDS: usize = 9;
 
+/// How often a change is carried out and back in a turn, of which the median counts.
+const REPETITIONS: usize = 11;
+
 /// Measures and prints cold loads.
 pub(crate) fn measure_loads(folder: &Path) -> Result<()> {
     let mut rows = vec![heading()];
@@ -85,7 +88,8 @@ pub(crate) fn measure_changes(folder: &Path) -> Result<()> {
     let times = contestants.measure_reloads(&ruleset, &text, folder)?;
     rows.push(row("whole reload, one peer added", &times, None));
 
-    let title = format!("Changes at {PEERS} peers, in milliseconds: parsed policy to acknowledgement; reload: from the text");
+    let title =
+        format!("Changes at {PEERS} peers, in milliseconds: parsed policy to acknowledgement; reload: from the text");
     print_table(&title, &rows);
     Ok(())
 }
@@ -114,6 +118,11 @@ fn row(what: &str, [portward, floor, nft]: &[Samples; 3], goals: Option<(f64, Op
         shown(&under_nft),
         goal,
     ]
+}
+
+fn middle(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 fn set_goal(row: &mut [String], goal: String) {
@@ -223,25 +232,33 @@ impl Contestants {
         for _ in 0..rounds {
             let (total, commit) = self.portward.run(|| {
                 let mut kernel = Netlink::open()?;
-                let generation = kernel.generation()?;
-                let start = Instant::now();
-                let desired = deployment::ruleset(&change.policy)?;
-                let changes = diff(Some(ruleset), Some(&desired));
-                let before_commit = Instant::now();
-                let generation = kernel.commit(&changes, generation)?;
-                let end = Instant::now();
-                kernel.commit(&diff(Some(&desired), Some(ruleset)), generation)?;
-                Ok((end - start, end - before_commit))
+                let mut generation = kernel.generation()?;
+                let (mut totals, mut commits) = (Vec::new(), Vec::new());
+                for _ in 0..REPETITIONS {
+                    let start = Instant::now();
+                    let desired = deployment::ruleset(&change.policy)?;
+                    let changes = diff(Some(ruleset), Some(&desired));
+                    let before_commit = Instant::now();
+                    generation = kernel.commit(&changes, generation)?;
+                    let end = Instant::now();
+                    totals.push(end - start);
+                    commits.push(end - before_commit);
+                    generation = kernel.commit(&diff(Some(&desired), Some(ruleset)), generation)?;
+                }
+                Ok((middle(totals), middle(commits)))
             })?;
             times.total.push(total);
             times.commit.push(commit);
             times.floor.push(self.floor.run(|| {
                 let kernel = Floor::open(TABLE, SET)?;
-                let start = Instant::now();
-                kernel.change(&change.leaving, &change.coming)?;
-                let time = start.elapsed();
-                kernel.change(&change.coming, &change.leaving)?;
-                Ok(time)
+                let mut floors = Vec::new();
+                for _ in 0..REPETITIONS {
+                    let start = Instant::now();
+                    kernel.change(&change.leaving, &change.coming)?;
+                    floors.push(start.elapsed());
+                    kernel.change(&change.coming, &change.leaving)?;
+                }
+                Ok(middle(floors))
             })?);
             times.nft.push(self.nft.run(|| {
                 let time = run_nft(&self.scripts[0])?;

@@ -38,7 +38,8 @@ impl Namespace {
     /// Loads an nft script.
     pub(crate) fn nft(&self, script: &str) -> Result<()> {
         self.run(|| {
-            let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("cannot run nft")?;
+            let mut nft =
+                Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("cannot run nft")?;
             nft.stdin.take().context("nft has no input")?.write_all(script.as_bytes())?;
             ensure!(nft.wait()?.success(), "nft does not take the script");
             Ok(())
@@ -65,8 +66,7 @@ impl Namespace {
                 })
             });
             let there = thread_id.recv().context("cannot enter the other namespace")?;
-            let pair =
-                ["link", "add", INTERFACE, "type", "veth", "peer", "name", INTERFACE, "netns", there.as_str()];
+            let pair = ["link", "add", INTERFACE, "type", "veth", "peer", "name", INTERFACE, "netns", there.as_str()];
             let made = self.run(|| command("ip", &pair));
             drop(done);
             made

@@ -106,10 +106,7 @@ pub(crate) fn measure() -> Result<()> {
         let goal = target(&format!(">= {goal}"), ratios.median() >= goal);
         rows.push([what.to_owned()].into_iter().chain(rates).chain([ratio(&ratios, 3), goal]).collect());
     }
-    print_table(
-        &format!("Packets through the ruleset with {PEERS} peers, per second of one processor's time"),
-        &rows,
-    );
+    print_table(&format!("Packets through the ruleset with {PEERS} peers, per second of one processor's time"), &rows);
     Ok(())
 }
 

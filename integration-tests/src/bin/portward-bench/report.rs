@@ -45,7 +45,8 @@ pub(crate) fn target(words: &str, met: bool) -> String {
 /// Prints rows in aligned columns; the first row is the heading. The first and the last column are aligned to the left.
 pub(crate) fn print_table(title: &str, rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column| rows.iter().filter_map(|row: &Vec<String>| row.get(column)).map(String::len).max().unwrap_or(0);
+    let width =
+        |column| rows.iter().filter_map(|row: &Vec<String>| row.get(column)).map(String::len).max().unwrap_or(0);
     println!("\n{title}");
     for row in rows {
         let cells: Vec<String> = row
