@@ -237,9 +237,13 @@ fn a_hundred_thousand_addresses_are_one_transaction() {
             .into(),
             ..Ruleset::default()
         };
-        let before = kernel.generation().unwrap();
-        assert_eq!(apply(&mut kernel, Some(&ruleset)), before + 1);
-        assert_eq!(dumped(&mut kernel), ruleset);
+        // Read at once, while the kernel's hash table still grows: such a dump leaves out what it gives twice.
+        for _ in 0..3 {
+            let before = kernel.generation().unwrap();
+            assert_eq!(apply(&mut kernel, Some(&ruleset)), before + 1);
+            assert!(dumped(&mut kernel) == ruleset, "another ruleset was read");
+            apply(&mut kernel, None);
+        }
     });
 }
 

@@ -221,9 +221,19 @@ impl TableReader {
             .collect()
     }
 
-    pub(super) fn into_snapshot(mut self) -> Snapshot {
+    /// What was read; `None` when a set was read while its hash table grew. The kernel goes on with such a dump by the
+    /// number of elements that it has given (`nft_rhash_walk`, net/netfilter/nft_set_hash.c), so when the order changes
+    /// it gives some elements twice and leaves out as many, and does not call the dump interrupted.
+    pub(super) fn into_snapshot(mut self) -> Option<Snapshot> {
         if !self.exists {
-            return Snapshot { generation: self.generation, table: None, foreign: Vec::new() };
+            return Some(Snapshot { generation: self.generation, table: None, foreign: Vec::new() });
+        }
+        for elements in self.elements.values_mut() {
+            // At the same key an end comes before the next start.
+            elements.sort_by(|a, b| a.key.cmp(&b.key).then(b.is_end.cmp(&a.is_end)));
+            if elements.windows(2).any(|pair| pair[0] == pair[1]) {
+                return None;
+            }
         }
         for (name, rules) in std::mem::take(&mut self.rules) {
             match self.ruleset.chains.get_mut(&name) {
@@ -237,15 +247,11 @@ impl TableReader {
                 self.foreign.push(format!("elements of {name}"));
             }
         }
-        Snapshot { generation: self.generation, table: Some(self.ruleset), foreign: self.foreign }
+        Some(Snapshot { generation: self.generation, table: Some(self.ruleset), foreign: self.foreign })
     }
 
-    /// Puts elements into their set or map; `None` when they are not what it holds.
-    fn fill(&mut self, name: &Name, mut elements: Vec<Element>) -> Option<()> {
-        // At the same key an end comes before the next start.
-        elements.sort_by(|a, b| a.key.cmp(&b.key).then(b.is_end.cmp(&a.is_end)));
-        // A hash table that grows during the dump may show an element twice.
-        elements.dedup();
+    /// Puts sorted elements into their set or map; `None` when they are not what it holds.
+    fn fill(&mut self, name: &Name, elements: Vec<Element>) -> Option<()> {
         if let Some(map) = self.ruleset.maps.get_mut(name) {
             map.elements = if map.interval {
                 ranges(&elements, port, u16::MAX, |end| end.checked_sub(1))?
@@ -471,7 +477,7 @@ mod tests {
     use super::super::wire::{Header, begin_message, end_message, messages, nf_tables, put};
     use super::*;
     use crate::kernel::testing;
-    use crate::ruleset::diff::diff;
+    use crate::ruleset::diff::{Change, diff};
     use proptest::prelude::*;
 
     /// What the kernel would answer to dumps of a table that these messages have made.
@@ -503,7 +509,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(ruleset in testing::any_ruleset()) {
             let batch = batch::build(&diff(None, Some(&ruleset)), 1, &Handles::new(), 1).unwrap();
-            let snapshot = read_back(&batch.bytes).into_snapshot();
+            let snapshot = read_back(&batch.bytes).into_snapshot().unwrap();
             prop_assert_eq!(snapshot.foreign, Vec::<String>::new());
             prop_assert_eq!(snapshot.table, Some(ruleset));
         }
@@ -561,12 +567,22 @@ mod tests {
         let mut bytes = made_by_somebody(message::NEWTABLE, &[(table::NAME, b"portward\0")]);
         bytes.extend(made_by_somebody(message::NEWCHAIN, &[(uapi::OF_TABLE, b"\xff\xfe\0"), (chain::NAME, b"a\0")]));
         bytes.extend(made_by_somebody(message::NEWCHAIN, &[(uapi::OF_TABLE, b"portward\0"), (chain::NAME, b"a\0")]));
-        let snapshot = read_back(&bytes).into_snapshot();
+        let snapshot = read_back(&bytes).into_snapshot().unwrap();
         assert_eq!(snapshot.foreign, Vec::<String>::new());
         assert!(snapshot.table.unwrap().chains.contains_key("a"));
 
         bytes.extend(made_by_somebody(message::NEWSET, &[(uapi::OF_TABLE, b"portward\0"), (set::NAME, b"\xff\0")]));
-        assert_eq!(read_back(&bytes).into_snapshot().foreign, ["objects whose names are no text"]);
+        assert_eq!(read_back(&bytes).into_snapshot().unwrap().foreign, ["objects whose names are no text"]);
+    }
+
+    #[test]
+    fn a_set_that_was_read_while_its_hash_table_grew_is_not_believed() {
+        let set = Set::ipv4_addresses(vec![Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)]);
+        let ruleset = Ruleset { sets: [("s".into(), set.clone())].into(), ..Ruleset::default() };
+        let mut changes = diff(None, Some(&ruleset));
+        changes.push(Change::AddElements("s".into(), set));
+        let bytes = batch::build(&changes, 1, &Handles::new(), 1).unwrap().bytes;
+        assert_eq!(read_back(&bytes).into_snapshot(), None);
     }
 
     #[test]

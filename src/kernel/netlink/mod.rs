@@ -21,6 +21,7 @@ use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout, SndBuf, Snd
 use nix::sys::socket::{MsgFlags, recv, setsockopt};
 use nix::sys::time::TimeVal;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 use uapi::{NFPROTO_INET, NFPROTO_UNSPEC, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, message};
 use wire::{Header, Malformed, Message, begin_message, end_message, messages, nf_tables, put_text};
 
@@ -32,7 +33,7 @@ const RECEIVE_QUEUE: usize = 8 * 1024 * 1024;
 /// How long an answer may take. A commit waits for the kernel's own lock, which others may hold for seconds.
 const ANSWER_TIMEOUT_SECONDS: i64 = 30;
 /// Consistent dumps are tried so often while others change the ruleset.
-const DUMP_ATTEMPTS: usize = 20;
+const DUMP_ATTEMPTS: u64 = 20;
 /// The kernel's own number for "the generation is another one" (linux/errno.h); user space has no name for it.
 const ERESTART: i32 = 85;
 
@@ -158,7 +159,7 @@ impl Netlink {
     }
 
     /// One attempt at reading the whole table; `None` when it changed meanwhile.
-    fn try_read(&mut self) -> Result<Option<TableReader>, Error> {
+    fn try_read(&mut self) -> Result<Option<Snapshot>, Error> {
         let before = self.generation()?;
         let mut reader = TableReader::new(before);
         let table = self.ask(
@@ -168,7 +169,7 @@ impl Netlink {
             |message| reader.table(message),
         )?;
         match table {
-            Answer::Missing => return Ok(Some(reader)),
+            Answer::Missing => return Ok(reader.into_snapshot()),
             Answer::Interrupted => return Ok(None),
             Answer::Complete => {}
         }
@@ -194,19 +195,7 @@ impl Netlink {
                 return Ok(None);
             }
         }
-        Ok((self.generation()? == before).then_some(reader))
-    }
-
-    fn read(&mut self) -> Result<TableReader, Error> {
-        for _ in 0..DUMP_ATTEMPTS {
-            if let Some(reader) = self.try_read()? {
-                return Ok(reader);
-            }
-        }
-        Err(Error::Unclear {
-            doing: "reading the table".to_owned(),
-            reason: "others change the ruleset all the time".to_owned(),
-        })
+        Ok(if self.generation()? == before { reader.into_snapshot() } else { None })
     }
 
     /// The handles of all rules of the table, chain by chain.
@@ -247,7 +236,17 @@ enum Answer {
 
 impl Kernel for Netlink {
     fn dump(&mut self) -> Result<Snapshot, Error> {
-        Ok(self.read()?.into_snapshot())
+        for attempt in 0..DUMP_ATTEMPTS {
+            if let Some(snapshot) = self.try_read()? {
+                return Ok(snapshot);
+            }
+            // Hash tables grow in the background, for some milliseconds after a load.
+            std::thread::sleep(Duration::from_millis(attempt));
+        }
+        Err(Error::Unclear {
+            doing: "reading the table".to_owned(),
+            reason: "others change the ruleset all the time".to_owned(),
+        })
     }
 
     fn commit(&mut self, changes: &[Change], generation: u32) -> Result<u32, Error> {
