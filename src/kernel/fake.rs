@@ -130,6 +130,9 @@ impl Transaction {
             Change::DeleteVerdicts(name, map) => {
                 remove(&mut table.maps.get_mut(name).ok_or(Errno::ENOENT)?.elements, &map.elements)?;
             }
+            Change::AddRule { rule, .. } if rule.statements.iter().any(|one| matches!(one, Statement::Unknown(_))) => {
+                return Err(Errno::EINVAL);
+            }
             Change::AddRule { chain, before, rule } => {
                 let handles = self.handles.get_mut(chain).ok_or(Errno::ENOENT)?;
                 let place = match before {
@@ -154,6 +157,9 @@ impl Transaction {
                     return Err(Errno::EBUSY);
                 }
                 table.chains.remove(name);
+            }
+            Change::DeleteSet(name, _) | Change::DeleteMap(name) if is_looked_up(table, name) => {
+                return Err(Errno::EBUSY);
             }
             Change::DeleteSet(name, _) => {
                 table.sets.remove(name).ok_or(Errno::ENOENT)?;
@@ -213,6 +219,14 @@ fn leads_to<'n>(
         .into_iter()
         .flatten()
         .any(|next| *next == wanted || (seen.insert(next) && leads_to(jumps, next, wanted, seen)))
+}
+
+/// Whether a rule asks this set or map.
+fn is_looked_up(table: &Ruleset, name: &Name) -> bool {
+    let mut statements = table.chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
+    statements.any(|statement| {
+        matches!(statement, Statement::InSet(_, _, asked) | Statement::PortVerdict(_, _, asked) if asked == name)
+    })
 }
 
 fn rules_of<'t>(table: &'t mut Ruleset, chain: &Name) -> Result<&'t mut Vec<Rule>, Errno> {
@@ -283,8 +297,9 @@ mod tests {
     use super::*;
     use crate::kernel::testing;
     use crate::ruleset::diff::diff;
-    use crate::ruleset::{PortRange, Verdict};
+    use crate::ruleset::{AddressSide, BaseChain, ChainPolicy, Family, Hook, PortKey, PortRange, Protocol, Verdict};
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     proptest! {
         #[test]
@@ -338,5 +353,74 @@ mod tests {
         let mut kernel = FakeKernel::new(None);
         assert_eq!(kernel.commit(&[Change::AddTable], 7), Err(Error::Changed));
         assert_eq!(kernel.snapshot.table, None);
+    }
+    /// A table in which chain `input` uses all of the others.
+    fn example() -> FakeKernel {
+        let input = Chain {
+            base: Some(BaseChain { hook: Hook::Input, priority: 0, policy: ChainPolicy::Drop }),
+            rules: vec![
+                Rule::new([Statement::InSet(AddressSide::Source, Family::Ipv4, "peers".into())]),
+                Rule::new([Statement::PortVerdict(Protocol::Tcp, PortKey::Destination, "ports".into())]),
+            ],
+        };
+        let elements = vec![(PortRange { first: 10, last: 20 }, Verdict::Jump("row".into()))];
+        FakeKernel::new(Some(Ruleset {
+            sets: [("peers".into(), Set::ipv4_addresses(vec![Ipv4Addr::LOCALHOST]))].into(),
+            maps: [("ports".into(), VerdictMap { interval: true, elements })].into(),
+            chains: [("input".into(), input), ("row".into(), Chain::default())].into(),
+        }))
+    }
+
+    fn refusal(changes: &[Change]) -> Errno {
+        let mut kernel = example();
+        let Err(Error::Refused { source, .. }) = kernel.commit(changes, 1) else { panic!("not refused: {changes:?}") };
+        assert_eq!(kernel.snapshot, example().snapshot, "a refused commit changed something");
+        source
+    }
+
+    fn rule(statement: Statement) -> Change {
+        Change::AddRule { chain: "row".into(), before: None, rule: Rule::new([statement]) }
+    }
+
+    fn verdicts(first: u16, last: u16, verdict: Verdict) -> Change {
+        let elements = vec![(PortRange { first, last }, verdict)];
+        Change::AddVerdicts("ports".into(), VerdictMap { interval: true, elements })
+    }
+
+    #[test]
+    fn what_is_used_cannot_be_deleted() {
+        for change in [
+            Change::DeleteChain("row".into()),
+            Change::DeleteChain("input".into()),
+            Change::DeleteMap("ports".into()),
+            Change::DeleteSet("peers".into(), Set::ipv4_addresses(vec![])),
+        ] {
+            assert_eq!(refusal(&[change]), Errno::EBUSY);
+        }
+    }
+
+    #[test]
+    fn nothing_is_made_or_deleted_twice() {
+        let peers = |last| Set::ipv4_addresses(vec![Ipv4Addr::new(127, 0, 0, last)]);
+        assert_eq!(refusal(&[Change::AddTable]), Errno::EEXIST);
+        assert_eq!(refusal(&[Change::AddMap("peers".into(), false)]), Errno::EEXIST);
+        assert_eq!(refusal(&[Change::AddChain("row".into(), None)]), Errno::EEXIST);
+        assert_eq!(refusal(&[Change::AddElements("peers".into(), peers(1))]), Errno::EEXIST);
+        assert_eq!(refusal(&[Change::DeleteElements("peers".into(), peers(2))]), Errno::ENOENT);
+        let deletion = Change::DeleteRule { chain: "input".into(), index: 1 };
+        assert_eq!(refusal(&[deletion.clone(), deletion]), Errno::ENOENT);
+    }
+
+    #[test]
+    fn what_is_missing_overlaps_or_is_unknown_is_refused() {
+        let in_set = |family, set: &str| rule(Statement::InSet(AddressSide::Source, family, set.into()));
+        assert_eq!(refusal(&[in_set(Family::Ipv4, "missing")]), Errno::ENOENT);
+        assert_eq!(refusal(&[in_set(Family::Ipv6, "peers")]), Errno::EINVAL);
+        let in_map = |map: &str| rule(Statement::PortVerdict(Protocol::Tcp, PortKey::Destination, map.into()));
+        assert_eq!(refusal(&[in_map("missing")]), Errno::ENOENT);
+        assert_eq!(refusal(&[in_map("ports")]), Errno::ELOOP);
+        assert_eq!(refusal(&[verdicts(1, 1, Verdict::Goto("input".into()))]), Errno::EOPNOTSUPP);
+        assert_eq!(refusal(&[verdicts(20, 30, Verdict::Drop)]), Errno::EEXIST);
+        assert_eq!(refusal(&[rule(Statement::Unknown("meta mark".into()))]), Errno::EINVAL);
     }
 }
