@@ -1,196 +1,238 @@
-//! Random rules and rulesets for property tests: valid ones, with every kind of statement and set.
+//! Random rulesets that the kernel takes, for property tests here and in `tests/kernel.rs`.
+//!
+//! Names come from small pools, so that two rulesets share objects and differ within them. Chains jump only onwards in
+//! the order `input`, `forward`, `output`, `m0`..., `leaf0`..., so there are no circles, not even halfway from one
+//! ruleset to another.
 
 use crate::ruleset::{
     AddressRange, AddressSide, BaseChain, Chain, ChainPolicy, Family, Hook, IcmpKind, Log, LogTarget, Name, PortKey,
-    PortRange, Protocol, Rule, Ruleset, Set, Statement, Verdict, VerdictMap, ct_state,
+    PortRange, Protocol, Rule, Ruleset, Set, Statement, Verdict, VerdictMap,
 };
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use proptest::sample::select;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Names that rules may refer to. Chains are in an order in which each may jump to later ones only.
-const SETS: [(&str, usize); 4] = [("v4", 0), ("v6", 1), ("nets_v4", 2), ("nets_v6", 3)];
-const MAPS: [(&str, bool); 2] = [("ports", false), ("ranges", true)];
-const LEAVES: [&str; 3] = ["leaf_a", "leaf_b", "leaf_c"];
+const LEAVES: [&str; 3] = ["leaf0", "leaf1", "leaf2"];
+const MIDDLE: [&str; 3] = ["m0", "m1", "m2"];
+const BASES: [(&str, Hook); 3] = [("forward", Hook::Forward), ("input", Hook::Input), ("output", Hook::Output)];
 
-fn side() -> impl Strategy<Value = AddressSide> {
-    prop_oneof![Just(AddressSide::Source), Just(AddressSide::Destination)]
+/// Any rule that [`any_ruleset`] could hold, with names that need not exist.
+pub(crate) fn any_rule() -> BoxedStrategy<Rule> {
+    let targets = vec!["leaf0".into(), "m1".into()];
+    let sets = vec![("addresses".into(), Family::Ipv4), ("ranges".into(), Family::Ipv6)];
+    rule(targets, sets, vec!["map".into()])
+}
+
+/// Any valid ruleset.
+pub(crate) fn any_ruleset() -> BoxedStrategy<Ruleset> {
+    (sets(), btree_set(select(&LEAVES), 0..=3), btree_set(select(&MIDDLE), 0..=3), btree_set(select(&BASES), 0..=3))
+        .prop_flat_map(|(sets, leaves, middle, bases)| {
+            let leaves: Vec<Name> = leaves.into_iter().map(Name::from).collect();
+            (Just(sets), maps(&leaves), Just(leaves), Just(middle), Just(bases))
+        })
+        .prop_flat_map(|(sets, maps, leaves, middle, bases)| {
+            let set_names: Vec<_> = sets.iter().map(|(name, set)| (name.clone(), set.family())).collect();
+            let map_names: Vec<Name> = maps.keys().cloned().collect();
+            let mut chains: Vec<BoxedStrategy<(Name, Chain)>> = Vec::new();
+            for leaf in &leaves {
+                chains.push(chain(leaf.clone(), Just(None).boxed(), Vec::new(), &set_names, &[]));
+            }
+            let mut targets = leaves;
+            for name in middle.into_iter().rev() {
+                let name = Name::from(name);
+                chains.push(chain(name.clone(), Just(None).boxed(), targets.clone(), &set_names, &map_names));
+                targets.push(name);
+            }
+            for (name, hook) in bases {
+                let base = base(hook).prop_map(Some).boxed();
+                chains.push(chain(name.into(), base, targets.clone(), &set_names, &map_names));
+            }
+            chains.prop_map(move |chains| Ruleset {
+                sets: sets.clone(),
+                maps: maps.clone(),
+                chains: chains.into_iter().collect(),
+            })
+        })
+        .boxed()
+}
+
+fn base(hook: Hook) -> impl Strategy<Value = BaseChain> {
+    // Another priority under the same name makes the difference rebuild the table: seldom.
+    let priority = prop_oneof![9 => Just(0), 1 => Just(-10)];
+    (priority, any::<bool>()).prop_map(move |(priority, drop)| BaseChain {
+        hook,
+        priority,
+        policy: if drop { ChainPolicy::Drop } else { ChainPolicy::Accept },
+    })
+}
+
+fn sets() -> impl Strategy<Value = BTreeMap<Name, Set>> {
+    let of_kind = |kind: usize| {
+        prop_oneof![
+            9 => (Just(kind), set(kind)),
+            1 => (0..4_usize).prop_flat_map(|kind| (Just(kind), set(kind))),
+        ]
+    };
+    vec(proptest::option::of((0..4_usize).prop_flat_map(of_kind)), 5).prop_map(|sets| {
+        sets.into_iter().flatten().map(|(kind, set)| (["a4", "a6", "n4", "n6"][kind].into(), set)).collect()
+    })
+}
+
+fn set(kind: usize) -> BoxedStrategy<Set> {
+    let v4 = || prop_oneof![0..40_u32, (u32::MAX - 20)..=u32::MAX].prop_map(Ipv4Addr::from_bits);
+    let v6 = || prop_oneof![0..40_u128, (u128::MAX - 20)..=u128::MAX].prop_map(Ipv6Addr::from_bits);
+    match kind {
+        0 => vec(v4(), 0..20).prop_map(Set::ipv4_addresses).boxed(),
+        1 => vec(v6(), 0..20).prop_map(Set::ipv6_addresses).boxed(),
+        2 => vec((v4(), v4()), 0..8).prop_map(|ends| Set::ipv4_ranges(ranges(ends))).boxed(),
+        _ => vec((v6(), v6()), 0..8).prop_map(|ends| Set::ipv6_ranges(ranges(ends))).boxed(),
+    }
+}
+
+fn ranges<A: Copy + Ord>(ends: Vec<(A, A)>) -> Vec<AddressRange<A>> {
+    ends.into_iter().map(|(one, other)| AddressRange { first: one.min(other), last: one.max(other) }).collect()
+}
+
+fn maps(leaves: &[Name]) -> BoxedStrategy<BTreeMap<Name, VerdictMap>> {
+    let map = |interval: bool| {
+        let boundaries = btree_map(prop_oneof![0..30_u16, 65_520..=u16::MAX], verdict(leaves.to_vec()), 0..12);
+        (boundaries, vec(any::<bool>(), 12)).prop_map(move |(boundaries, gaps)| VerdictMap {
+            interval,
+            elements: if interval { segments(&boundaries, &gaps) } else { singles(&boundaries) },
+        })
+    };
+    let hash = proptest::option::of(map(false));
+    // The same name with another kind: seldom.
+    let other = proptest::option::of(prop_oneof![9 => map(true), 1 => map(false)]);
+    (hash, other)
+        .prop_map(|(hash, ranges)| {
+            [("services", hash), ("spans", ranges)]
+                .into_iter()
+                .filter_map(|(name, map)| Some((name.into(), map?)))
+                .collect()
+        })
+        .boxed()
+}
+
+fn singles(ports: &BTreeMap<u16, Verdict>) -> Vec<(PortRange, Verdict)> {
+    ports.iter().map(|(&port, verdict)| (PortRange::single(port), verdict.clone())).collect()
+}
+
+/// Segments from each port up to the next one, some shortened to a single port: neighbours and gaps.
+fn segments(ports: &BTreeMap<u16, Verdict>, gaps: &[bool]) -> Vec<(PortRange, Verdict)> {
+    let next = ports.keys().skip(1).map(|next| next - 1).chain([u16::MAX]);
+    ports
+        .iter()
+        .zip(next)
+        .zip(gaps)
+        .map(|(((&first, verdict), last), &gap)| {
+            (PortRange { first, last: if gap { first } else { last } }, verdict.clone())
+        })
+        .collect()
+}
+
+fn verdict(targets: Vec<Name>) -> BoxedStrategy<Verdict> {
+    let plain = select(vec![Verdict::Accept, Verdict::Drop, Verdict::Return]);
+    if targets.is_empty() {
+        return plain.boxed();
+    }
+    prop_oneof![
+        plain,
+        (select(targets), any::<bool>())
+            .prop_map(|(chain, jump)| { if jump { Verdict::Jump(chain) } else { Verdict::Goto(chain) } }),
+    ]
+    .boxed()
+}
+
+fn chain(
+    name: Name,
+    base: BoxedStrategy<Option<BaseChain>>,
+    targets: Vec<Name>,
+    sets: &[(Name, Family)],
+    maps: &[Name],
+) -> BoxedStrategy<(Name, Chain)> {
+    (base, vec(rule(targets, sets.to_vec(), maps.to_vec()), 0..6))
+        .prop_map(move |(base, rules)| (name.clone(), Chain { base, rules }))
+        .boxed()
+}
+
+fn rule(targets: Vec<Name>, sets: Vec<(Name, Family)>, maps: Vec<Name>) -> BoxedStrategy<Rule> {
+    let matches = vec(matching(sets), 0..3).prop_map(|matches| matches.concat());
+    let extras = (
+        proptest::option::of((1..1000_u32, 1..100_u32)),
+        any::<bool>(),
+        proptest::option::of(("[a-z][a-z :=]{0,20}", proptest::option::of(any::<u16>()))),
+    );
+    (matches, extras, end(targets, maps))
+        .prop_map(|(mut statements, (limit, counter, log), end)| {
+            statements.extend(limit.map(|(per_second, burst)| Statement::Limit { per_second, burst }));
+            if counter {
+                statements.push(Statement::Counter);
+            }
+            statements.extend(log.map(|(prefix, group)| {
+                Statement::Log(Log { prefix: prefix.into(), target: group.map_or(LogTarget::Kernel, LogTarget::Group) })
+            }));
+            statements.extend(end);
+            Rule { statements }
+        })
+        .boxed()
 }
 
 fn protocol() -> impl Strategy<Value = Protocol> {
-    prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]
+    select(vec![Protocol::Tcp, Protocol::Udp])
 }
 
-/// Statements that match, in combinations that nft would write too.
-fn matches() -> impl Strategy<Value = Vec<Statement>> {
-    let kind = prop_oneof![Just(IcmpKind::Icmp), Just(IcmpKind::Icmpv6)];
-    let state =
-        prop_oneof![Just(ct_state::INVALID), Just(ct_state::ESTABLISHED | ct_state::RELATED), Just(ct_state::RELATED)];
-    prop_oneof![
-        Just(vec![]),
-        state.prop_map(|bits| vec![Statement::CtState(bits)]),
-        Just(vec![Statement::CtStatusDnat]),
-        Just(vec![Statement::InputLoopback]),
-        Just(vec![Statement::OutputLoopback]),
-        prop_oneof![Just(Family::Ipv4), Just(Family::Ipv6)].prop_map(|family| vec![Statement::Family(family)]),
-        (protocol(), any::<u16>())
-            .prop_map(|(protocol, port)| vec![Statement::Protocol(protocol), Statement::SourcePort(port)]),
-        (protocol(), any::<u16>())
-            .prop_map(|(protocol, port)| vec![Statement::Protocol(protocol), Statement::DestinationPort(port)]),
-        (kind.clone(), any::<u8>()).prop_map(|(kind, number)| vec![Statement::IcmpType(kind, number)]),
-        (kind, any::<u8>(), any::<u8>()).prop_map(|(kind, number, code)| {
-            vec![Statement::IcmpType(kind, number), Statement::IcmpCode(kind, code)]
-        }),
-        Just(vec![Statement::LinkLocalSource]),
-        (side(), prop::sample::select(SETS.to_vec())).prop_map(|(side, (name, kind))| {
-            let family = if kind % 2 == 0 { Family::Ipv4 } else { Family::Ipv6 };
-            vec![Statement::InSet(side, family, name.into())]
-        }),
-        (1..10_000_u32, 1..100_u32).prop_map(|(per_second, burst)| vec![Statement::Limit { per_second, burst }]),
-    ]
+fn matching(sets: Vec<(Name, Family)>) -> BoxedStrategy<Vec<Statement>> {
+    let icmp = (any::<bool>(), any::<u8>(), proptest::option::of(any::<u8>())).prop_map(|(v4, number, code)| {
+        let kind = if v4 { IcmpKind::Icmp } else { IcmpKind::Icmpv6 };
+        let mut statements = vec![Statement::IcmpType(kind, number)];
+        statements.extend(code.map(|code| Statement::IcmpCode(kind, code)));
+        statements
+    });
+    let optional_port = || proptest::option::of(any::<u16>());
+    let port = (protocol(), optional_port(), optional_port()).prop_map(|(protocol, source, destination)| {
+        let mut statements = vec![Statement::Protocol(protocol)];
+        statements.extend(source.map(Statement::SourcePort));
+        statements.extend(destination.map(Statement::DestinationPort));
+        statements
+    });
+    let plain = select(vec![
+        Statement::CtStatusDnat,
+        Statement::InputLoopback,
+        Statement::OutputLoopback,
+        Statement::Family(Family::Ipv4),
+        Statement::Family(Family::Ipv6),
+        Statement::LinkLocalSource,
+        Statement::Protocol(Protocol::Tcp),
+    ]);
+    let state = (1..8_u32).prop_map(|bits| vec![Statement::CtState(bits)]);
+    let simple = prop_oneof![icmp, port, plain.prop_map(|statement| vec![statement]), state].boxed();
+    if sets.is_empty() {
+        return simple;
+    }
+    let member = (select(sets), any::<bool>()).prop_map(|((name, family), source)| {
+        let side = if source { AddressSide::Source } else { AddressSide::Destination };
+        vec![Statement::InSet(side, family, name)]
+    });
+    prop_oneof![simple, member].boxed()
 }
 
-fn endings(targets: Vec<&'static str>) -> impl Strategy<Value = Vec<Statement>> {
-    let verdict = |verdict| vec![Statement::Verdict(verdict)];
-    let log = |target| vec![Statement::Log(Log { prefix: "portward denied: ".into(), target })];
-    let mut endings: Vec<Vec<Statement>> = vec![
+fn end(targets: Vec<Name>, maps: Vec<Name>) -> BoxedStrategy<Vec<Statement>> {
+    let verdict = verdict(targets).prop_map(|verdict| vec![Statement::Verdict(verdict)]);
+    let fixed = select(vec![
         vec![Statement::Counter],
-        vec![Statement::Counter, Statement::Verdict(Verdict::Accept)],
-        log(LogTarget::Kernel),
-        log(LogTarget::Group(5)),
-        verdict(Verdict::Accept),
-        verdict(Verdict::Drop),
-        verdict(Verdict::Return),
         vec![Statement::Protocol(Protocol::Tcp), Statement::RejectTcpReset],
         vec![Statement::RejectAdminProhibited],
-    ];
-    for target in &targets {
-        endings.push(verdict(Verdict::Jump(Name::from(*target))));
-        endings.push(verdict(Verdict::Goto(Name::from(*target))));
+    ]);
+    let simple = prop_oneof![verdict, fixed].boxed();
+    if maps.is_empty() {
+        return simple;
     }
-    if !targets.is_empty() {
-        for (map, _) in MAPS {
-            for key in [PortKey::Destination, PortKey::OriginalDestination] {
-                endings.push(vec![Statement::PortVerdict(Protocol::Udp, key, map.into())]);
-            }
-        }
-    }
-    prop::sample::select(endings)
-}
-
-fn rule(targets: Vec<&'static str>) -> impl Strategy<Value = Rule> {
-    (matches(), endings(targets)).prop_map(|(mut statements, ending)| {
-        // nft would refuse what contradicts itself; a protocol is named once.
-        let names_protocol =
-            |statement: &Statement| matches!(statement, Statement::Protocol(_) | Statement::IcmpType(..));
-        if !(statements.iter().any(names_protocol)
-            && ending.iter().any(|one| names_protocol(one) || matches!(one, Statement::PortVerdict(..))))
-        {
-            statements.extend(ending);
-        } else {
-            statements.push(Statement::Counter);
-        }
-        Rule { statements }
-    })
-}
-
-/// Any rule that portward could write.
-pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
-    rule(LEAVES.to_vec())
-}
-
-fn ranges<T: Ord + Copy + std::fmt::Debug>(of: BTreeSet<T>) -> Vec<(T, T)> {
-    let of: Vec<_> = of.into_iter().collect();
-    of.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
-}
-
-fn any_set(kind: usize) -> BoxedStrategy<Set> {
-    match kind {
-        0 => prop::collection::vec(any::<u32>(), 0..20)
-            .prop_map(|bits| Set::ipv4_addresses(bits.into_iter().map(Into::into).collect()))
-            .boxed(),
-        1 => prop::collection::vec(any::<u128>(), 0..20)
-            .prop_map(|bits| Set::ipv6_addresses(bits.into_iter().map(Into::into).collect()))
-            .boxed(),
-        2 => prop::collection::btree_set(prop_oneof![any::<u32>(), Just(0), Just(u32::MAX)], 0..20)
-            .prop_map(|bits| {
-                let range = |(first, last): (u32, u32)| AddressRange { first: first.into(), last: last.into() };
-                Set::ipv4_ranges(ranges(bits).into_iter().map(range).collect())
-            })
-            .boxed(),
-        _ => prop::collection::btree_set(prop_oneof![any::<u128>(), Just(0), Just(u128::MAX)], 0..20)
-            .prop_map(|bits| {
-                let range = |(first, last): (u128, u128)| AddressRange { first: first.into(), last: last.into() };
-                Set::ipv6_ranges(ranges(bits).into_iter().map(range).collect())
-            })
-            .boxed(),
-    }
-}
-
-fn any_map(interval: bool) -> impl Strategy<Value = VerdictMap> {
-    let verdict = prop::sample::select(LEAVES.to_vec()).prop_map(|leaf| Verdict::Jump(leaf.into()));
-    let verdict = prop_oneof![verdict, Just(Verdict::Accept)];
-    // Small numbers, so that ranges of the map often touch.
-    let port = if interval { prop_oneof![0..60_u16, any::<u16>()].boxed() } else { any::<u16>().boxed() };
-    prop::collection::btree_map(port, verdict, 0..30).prop_map(move |ports| {
-        let ports: Vec<_> = ports.into_iter().collect();
-        let elements = ports.iter().enumerate().map(|(index, (first, verdict))| {
-            let next = ports.get(index + 1).map_or(u16::MAX, |(next, _)| next - 1);
-            // Every other range reaches to the next one.
-            let last = if interval && index % 2 == 0 { next } else { *first };
-            (PortRange { first: *first, last }, verdict.clone())
-        });
-        VerdictMap { interval, elements: elements.collect() }
-    })
-}
-
-/// A valid ruleset: every reference leads somewhere. Some objects are missing in some rulesets, so that differences add
-/// and delete them.
-pub(crate) fn any_ruleset() -> impl Strategy<Value = Ruleset> {
-    let sets = (any_set(0), any_set(1), any_set(2), any_set(3));
-    let maps = (any_map(false), any_map(true));
-    let leaves = prop::collection::vec(prop::collection::vec(rule(vec![]), 0..5), LEAVES.len());
-    let base = (
-        prop_oneof![Just(ChainPolicy::Accept), Just(ChainPolicy::Drop)],
-        prop::collection::vec(rule(LEAVES.to_vec()), 0..8),
-        prop::option::of(prop::collection::vec(rule(LEAVES.to_vec()), 0..8)),
-    );
-    (sets, maps, leaves, base).prop_map(|((v4, v6, nets_v4, nets_v6), (ports, ranges), leaves, base)| {
-        let (policy, input, output) = base;
-        let base = |hook, policy, rules| Chain { base: Some(BaseChain { hook, priority: 0, policy }), rules };
-        let mut chains: BTreeMap<Name, Chain> =
-            LEAVES.iter().zip(leaves).map(|(name, rules)| (Name::from(*name), Chain { base: None, rules })).collect();
-        chains.insert("input".into(), base(Hook::Input, policy, input));
-        if let Some(rules) = output {
-            chains.insert("output".into(), base(Hook::Output, ChainPolicy::Accept, rules));
-        }
-        let sets = [v4, v6, nets_v4, nets_v6];
-        let mut ruleset = Ruleset {
-            sets: SETS.iter().zip(sets).map(|((name, _), set)| (Name::from(*name), set)).collect(),
-            maps: MAPS.iter().zip([ports, ranges]).map(|((name, _), map)| (Name::from(*name), map)).collect(),
-            chains,
-        };
-        drop_unused(&mut ruleset);
-        ruleset
-    })
-}
-
-/// Leaves out the sets, maps and chains that nothing refers to.
-fn drop_unused(ruleset: &mut Ruleset) {
-    let statements = || ruleset.chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
-    let mut used: BTreeSet<Name> = BTreeSet::new();
-    for statement in statements() {
-        match statement {
-            Statement::InSet(_, _, name) | Statement::PortVerdict(_, _, name) => {
-                used.insert(name.clone());
-            }
-            Statement::Verdict(verdict) => used.extend(verdict.target().cloned()),
-            _ => {}
-        }
-    }
-    ruleset.sets.retain(|name, _| used.contains(name));
-    ruleset.maps.retain(|name, _| used.contains(name));
-    for (_, verdict) in ruleset.maps.values().flat_map(|map| &map.elements) {
-        used.extend(verdict.target().cloned());
-    }
-    ruleset.chains.retain(|name, chain| chain.base.is_some() || used.contains(name));
+    let look_up = (protocol(), any::<bool>(), select(maps)).prop_map(|(protocol, original, map)| {
+        let key = if original { PortKey::OriginalDestination } else { PortKey::Destination };
+        vec![Statement::PortVerdict(protocol, key, map)]
+    });
+    prop_oneof![simple, look_up].boxed()
 }
