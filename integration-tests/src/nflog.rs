@@ -18,11 +18,21 @@ const CONFIG_COMMAND: u16 = 1;
 const CONFIG_MODE: u16 = 2;
 const COMMAND_BIND: u8 = 1;
 const COPY_PACKET: u8 = 2;
+const ATTRIBUTE_PAYLOAD: u16 = 9;
 const ATTRIBUTE_PREFIX: u16 = 10;
 const REQUEST_WITH_ACK: u16 = 1 | 4;
 const NETLINK_ERROR: u16 = 2;
 const NETLINK_HEADER: usize = 16;
 const NETFILTER_HEADER: usize = 4;
+
+/// A logged packet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Logged {
+    /// The text of the log statement.
+    pub prefix: String,
+    /// The packet from its IP header on.
+    pub packet: Vec<u8>,
+}
 
 /// A subscription to one NFLOG group of a host.
 #[derive(Debug)]
@@ -77,23 +87,23 @@ impl Reader {
         bail!("NFLOG group {group}: no acknowledgement")
     }
 
-    /// The prefixes of the packets logged within the time, until `wanted` of them were read.
+    /// The packets logged within the time, until `wanted` of them were read.
     ///
     /// # Errors
     /// When the socket fails.
-    pub fn prefixes(&self, wanted: usize, patience: Duration) -> Result<Vec<String>> {
+    pub fn packets(&self, wanted: usize, patience: Duration) -> Result<Vec<Logged>> {
         let deadline = Instant::now() + patience;
-        let mut prefixes = Vec::new();
-        while prefixes.len() < wanted {
+        let mut packets = Vec::new();
+        while packets.len() < wanted {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
             let Some(datagram) = self.receive(left)? else { break };
             for (kind, body) in messages(&datagram) {
                 if kind == SUBSYSTEM_ULOG << 8 | MESSAGE_PACKET {
-                    prefixes.extend(prefix(body.get(NETFILTER_HEADER..).unwrap_or_default()));
+                    packets.push(logged(body.get(NETFILTER_HEADER..).unwrap_or_default()));
                 }
             }
         }
-        Ok(prefixes)
+        Ok(packets)
     }
 
     fn receive(&self, patience: Duration) -> Result<Option<Vec<u8>>> {
@@ -121,15 +131,17 @@ fn messages(mut datagram: &[u8]) -> Vec<(u16, &[u8])> {
     messages
 }
 
-/// The log prefix among the attributes of a packet message.
-fn prefix(mut attributes: &[u8]) -> Option<String> {
+fn logged(mut attributes: &[u8]) -> Logged {
+    let mut logged = Logged::default();
     while let Some((header, _)) = attributes.split_first_chunk::<4>() {
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        let value = attributes.get(4..length)?;
-        if u16::from_ne_bytes([header[2], header[3]]) == ATTRIBUTE_PREFIX {
-            return Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned());
+        let value = attributes.get(4..length).unwrap_or_default();
+        match u16::from_ne_bytes([header[2], header[3]]) {
+            ATTRIBUTE_PREFIX => String::from_utf8_lossy(value).trim_end_matches('\0').clone_into(&mut logged.prefix),
+            ATTRIBUTE_PAYLOAD => value.clone_into(&mut logged.packet),
+            _ => {}
         }
-        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        attributes = attributes.get(length.max(4).next_multiple_of(4)..).unwrap_or_default();
     }
-    None
+    logged
 }

@@ -1,7 +1,11 @@
 //! The real binary, run inside a host.
 
 use crate::lab::Host;
-use anyhow::{Context, Result, bail, ensure};
+use ::portward::kernel::{Kernel, Netlink, Snapshot};
+use ::portward::plan::Plan;
+use ::portward::policy::{Catalogue, Policy};
+use ::portward::ruleset::Ruleset;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -10,6 +14,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long the daemon may take for what it does in milliseconds, on a machine that is busy with other things.
@@ -85,6 +91,27 @@ pub fn apply(host: &Host, policy: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// The table that a host's kernel holds, as portward reads it; `None` when there is none.
+///
+/// # Errors
+/// When it cannot be read, or holds what portward cannot express.
+pub fn table(host: &Host) -> Result<Option<Ruleset>> {
+    let snapshot = host.run(|| -> Result<Snapshot> { Ok(Netlink::open()?.dump()?) })?;
+    ensure!(snapshot.foreign.is_empty(), "the table on {} holds {:?}", host.name(), snapshot.foreign);
+    Ok(snapshot.table)
+}
+
+/// The ruleset that a policy means for one of its hosts.
+///
+/// # Errors
+/// When the policy does not load or has no such host.
+pub fn ruleset(policy: &str, host: &str) -> Result<Ruleset> {
+    let catalogue = Catalogue::embedded();
+    let loaded = Policy::parse(policy, "policy.toml", catalogue).map_err(|error| anyhow!("{error}"))?;
+    let host = loaded.policy.hosts.get(host).with_context(|| format!("the policy has no host {host}"))?;
+    Ok(Plan::new(&loaded.policy, catalogue, host).ruleset())
+}
+
 /// A path as an argument.
 ///
 /// # Errors
@@ -97,7 +124,8 @@ pub fn text(path: &Path) -> Result<&str> {
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
-    notifications: UnixDatagram,
+    /// What it tells the service manager, line by line.
+    notifications: Receiver<String>,
     folder: PathBuf,
     host: Host,
 }
@@ -111,8 +139,7 @@ impl Daemon {
     pub fn start(host: &Host, policy: &Path, name: &str, folder: &Path) -> Result<Self> {
         let socket = folder.join("notify.sock");
         remove_if_there(&socket)?;
-        let notifications = UnixDatagram::bind(&socket)?;
-        notifications.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let notifications = notifications(&socket)?;
         let log = File::options().create(true).append(true).open(folder.join("daemon.log"))?;
         let mut command = Command::new(binary());
         command.args(["run", "--policy", text(policy)?, "--host", name, "--control-socket"]);
@@ -130,32 +157,38 @@ impl Daemon {
     /// With the log, when it ends or does not say it for a long time.
     pub fn wait_for(&mut self, line: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        let mut buffer = [0; 4096];
         loop {
-            match self.notifications.recv(&mut buffer) {
-                Ok(length) if String::from_utf8_lossy(&buffer[..length]).lines().any(|said| said == line) => {
-                    return Ok(());
-                }
-                Ok(_) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            match self.notifications.recv_timeout(Duration::from_millis(50)) {
+                Ok(said) if said == line => return Ok(()),
+                result => {
+                    if result.is_ok_and(|said| !said.is_empty()) {
+                        continue;
+                    }
                     if let Some(status) = self.child.try_wait()? {
                         bail!("the daemon ended with {status} before it said {line}:\n{}", self.log());
                     }
                     ensure!(Instant::now() < deadline, "the daemon did not say {line}:\n{}", self.log());
                 }
-                Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Asks the daemon to read its policy again, and waits for the answer.
+    /// Asks the daemon to read its policy again, waits, and returns the command's answer.
     ///
     /// # Errors
     /// When the command does not end well.
-    pub fn reload(&self) -> Result<()> {
+    pub fn reload(&self) -> Result<String> {
         let answer = self.control("reload")?;
         ensure!(answer.code == 0, "portward reload ended with {}:\n{}{}", answer.code, answer.stderr, self.log());
-        Ok(())
+        Ok(answer.stdout)
+    }
+
+    /// Sends the daemon a signal.
+    ///
+    /// # Errors
+    /// When it does not run any more.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
     }
 
     /// Runs a command that talks to the daemon: `status` or `reload`.
@@ -171,7 +204,7 @@ impl Daemon {
     /// # Errors
     /// When it does not end for a long time.
     pub fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
+        self.signal(signal)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -193,6 +226,36 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Reads what arrives at the service manager's socket as long as somebody wants it: a daemon waits while its messages
+/// are not read.
+fn notifications(path: &Path) -> Result<Receiver<String>> {
+    let socket = UnixDatagram::bind(path)?;
+    let (sender, receiver) = mpsc::channel();
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        loop {
+            match socket.recv(&mut buffer) {
+                Ok(length) => {
+                    for line in String::from_utf8_lossy(&buffer[..length]).lines() {
+                        if sender.send(line.to_owned()).is_err() {
+                            return;
+                        }
+                    }
+                }
+                // An empty line asks whether the receiver is still there.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    if sender.send(String::new()).is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    });
+    Ok(receiver)
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

@@ -96,9 +96,12 @@ fn logged_packets_are_read_from_their_group() -> Result<()> {
     )?;
     let reader = Reader::open(right, 7)?;
     one_denied(left, Probe { from: left.ipv4(), to: right.ipv4(), kind: Kind::Tcp(22) });
-    assert_eq!(reader.prefixes(1, PATIENCE)?, ["found "]);
+    let packets = reader.packets(1, PATIENCE)?;
+    assert_eq!(packets[0].prefix, "found ");
+    // An IPv4 header ends with source and destination.
+    assert_eq!(packets[0].packet.get(12..20), Some(&[10, 0, 0, 1, 10, 0, 0, 2][..]));
     one_denied(left, Probe { from: left.ipv4(), to: right.ipv4(), kind: Kind::Tcp(23) });
-    assert_eq!(reader.prefixes(1, Duration::from_millis(200))?, [""; 0]);
+    assert_eq!(reader.packets(1, Duration::from_millis(200))?, []);
     Ok(())
 }
 
