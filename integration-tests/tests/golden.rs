@@ -1,6 +1,9 @@
 //! The example policies as nft text: compared with committed files, accepted by nft, and the same in the kernel whether
 //! nft loads the text or portward applies the policy.
 //!
+//! A committed file is the text for people to review: each element of a map stands on a line of its own, and ports that
+//! follow each other with the same verdict share one.
+//!
 //! `UPDATE_GOLDEN=1 cargo test -p portward-integration-tests --test golden` writes the files anew.
 #![forbid(unsafe_code)]
 
@@ -9,6 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use portward_integration_tests::portward::{self, ruleset, table};
 use portward_integration_tests::{Host, HostSpec, Lab};
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -41,6 +45,47 @@ fn show(policy: &Path, host: &str) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// The text as it is committed.
+fn reviewable(text: &str) -> String {
+    let mut lines = String::new();
+    // First and last port of the run so far, and its verdict.
+    let mut run: Option<(u32, u32, &str)> = None;
+    let flush = |lines: &mut String, run: Option<(u32, u32, &str)>| match run {
+        None => {}
+        Some((first, last, verdict)) if first == last => {
+            writeln!(lines, "\t\t\t{first} : {verdict}").unwrap_or_default()
+        }
+        Some((first, last, verdict)) => {
+            writeln!(lines, "\t\t\t{first} to {last}, one by one : {verdict}").unwrap_or_default();
+        }
+    };
+    for line in text.lines() {
+        let elements: Option<Vec<(u32, &str)>> = line
+            .trim()
+            .trim_end_matches(',')
+            .split(", ")
+            .map(|element| element.split_once(" : ").and_then(|(port, verdict)| Some((port.parse().ok()?, verdict))))
+            .collect();
+        let Some(elements) = elements else {
+            flush(&mut lines, run.take());
+            lines.push_str(line.trim_end());
+            lines.push('\n');
+            continue;
+        };
+        for (port, verdict) in elements {
+            run = match run {
+                Some((first, last, same)) if last + 1 == port && same == verdict => Some((first, port, verdict)),
+                other => {
+                    flush(&mut lines, other);
+                    Some((port, port, verdict))
+                }
+            };
+        }
+    }
+    flush(&mut lines, run);
+    lines
+}
+
 /// The kernel's table as nft lists it. nft lists objects in the order in which they were made; here they are sorted.
 fn listing(host: &Host) -> Result<BTreeSet<String>> {
     let text = host.nft_output(&["--stateless", "list", "table", "inet", "portward"])?;
@@ -68,16 +113,17 @@ fn examples_are_as_committed_and_nft_agrees() -> Result<()> {
     for (example, policy, hosts) in examples()? {
         for host in hosts {
             let label = format!("{example} {host}");
-            let golden = folder.join(&example).join(format!("{host}.nft"));
+            let golden = folder.join(&example).join(format!("{host}.txt"));
             let text = show(&policy, &host)?;
+            let shown = reviewable(&text);
             if update {
                 fs::create_dir_all(folder.join(&example))?;
-                fs::write(&golden, &text)?;
+                fs::write(&golden, &shown)?;
             }
             let committed = fs::read_to_string(&golden).unwrap_or_default();
-            if committed != text {
-                let line = committed.lines().zip(text.lines()).position(|(old, new)| old != new);
-                differences.push(format!("{} differs, first in line {line:?} (0 is the first)", golden.display()));
+            if committed != shown {
+                let line = committed.lines().zip(shown.lines()).position(|(old, new)| old != new);
+                differences.push(format!("{} differs, first after {line:?} equal lines", golden.display()));
             }
             expected_files.insert(golden.clone());
 

@@ -62,7 +62,7 @@ fn policy(number: u32) -> Result<String> {
     }
     writeln!(text, "[[host]]\nname = \"console\"\naddresses = {HOST:?}\nroles = [\"console\"]")?;
     for managed in 0..number % 4 {
-        let encrypted = (number + managed) % 2 == 0;
+        let encrypted = (number + managed).is_multiple_of(2);
         writeln!(
             text,
             "[[host]]\nname = \"ep{managed}\"\naddresses = [\"10.0.1.{}\"]\nroles = [\"event-processor\"]\nencrypted = {encrypted}",
