@@ -95,12 +95,13 @@ pub(super) struct Unbuildable(pub(super) &'static str);
 
 /// Serializes rules through libnftnl.
 pub(super) struct RuleWriter {
+    /// Empty until there is a rule: most changes have none, and touching fresh memory costs more than their transaction.
     scratch: Vec<u64>,
 }
 
 impl RuleWriter {
     pub(super) fn new() -> Self {
-        Self { scratch: vec![0; SCRATCH_BYTES / size_of::<u64>()] }
+        Self { scratch: Vec::new() }
     }
 
     /// Appends a message of this type (of nf_tables) with the rule of these expressions, and, when given, the handle
@@ -129,6 +130,7 @@ impl RuleWriter {
         for expression in expressions {
             rule.add(native_expression(expression)?);
         }
+        self.scratch.resize(SCRATCH_BYTES / size_of::<u64>(), 0);
         let buffer = self.scratch.as_mut_ptr().cast::<c_char>();
         // SAFETY: the buffer is aligned for the header and larger than MOST_EXPRESSIONS expressions of at most
         // LONGEST_EXPRESSION bytes with the names of the rule; the rule is alive. libmnl keeps the length of the
