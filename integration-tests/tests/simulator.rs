@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use ::portward::plan::{Direction, Plan, Query, Verdict};
-use ::portward::policy::{Catalogue, Host as Appliance, Policy, Ports};
+use ::portward::policy::{Catalogue, Policy, Ports, Scope};
 use ::portward::ruleset::{PortRange, Protocol};
 use anyhow::{Context, Result, anyhow};
 use portward_integration_tests::listen::Responder;
@@ -175,24 +175,20 @@ fn random_policy(random: &mut Random, catalogue: &Catalogue) -> Result<String> {
             quoted(&to)
         )?;
     }
-    let rows: BTreeSet<&str> =
-        random.some(&catalogue.rows, 0, 8).iter().map(|row| row_id(catalogue, &row.id)).collect();
+    let flowing: Vec<&str> =
+        catalogue.rows.iter().filter(|row| row.scope == Scope::Network).map(|row| row.id.as_str()).collect();
+    let rows: BTreeSet<&str> = random.some(&flowing, 0, 16).into_iter().collect();
     for row in rows {
         writeln!(text, "[row.{row}]")?;
-        if random.one_in(2) {
+        if random.one_in(3) {
             writeln!(text, "enabled = false")?;
         } else {
-            let mut limits: Vec<String> = random.some(&others(), 0, 3).iter().map(ToString::to_string).collect();
-            limits.extend(random.some(&NETWORKS, 1, 2).into_iter().map(str::to_owned));
+            let mut limits: Vec<String> = random.some(&others(), 1, 3).iter().map(ToString::to_string).collect();
+            limits.extend(random.some(&NETWORKS, 0, 2).into_iter().map(str::to_owned));
             writeln!(text, "only-from = [{}]", quoted(&limits))?;
         }
     }
     Ok(text)
-}
-
-/// The id as the catalogue keeps it.
-fn row_id<'c>(catalogue: &'c Catalogue, id: &str) -> &'c str {
-    catalogue.row(id).map_or("", |row| &row.id)
 }
 
 /// The ports worth a packet: the first and last of each range of the catalogue and of the policies' own rows, and their
@@ -233,8 +229,22 @@ fn query(direction: Direction, probe: &Probe) -> Query {
 }
 
 /// Random packets of one direction, without repetition: from members, strangers and now and then the subject itself.
-fn random_probes(random: &mut Random, direction: Direction, own: &Appliance, kinds: &[Kind]) -> Vec<Probe> {
+/// Half of them go to ports that something opens, or would open if it were not narrowed or switched off.
+fn random_probes(random: &mut Random, direction: Direction, plan: &Plan<'_>, kinds: &[Kind]) -> Vec<Probe> {
+    let own = plan.host;
     let others = others();
+    let allowed = plan.allowances.iter().filter(|allowance| allowance.direction == direction);
+    let adjusted = plan.policy.rows.keys().filter_map(|id| plan.catalogue.row(id));
+    let open: Vec<Kind> = allowed
+        .flat_map(|allowance| &allowance.ports)
+        .chain(adjusted.flat_map(|row| &row.ports))
+        .map(|ports| match ports {
+            Ports::Range(Protocol::Tcp, range) => Kind::Tcp(range.first),
+            Ports::Range(Protocol::Udp, range) => Kind::Udp(range.first),
+            Ports::Echo => Kind::Echo,
+        })
+        .filter(|kind| kinds.contains(kind))
+        .collect();
     let mut probes = BTreeSet::new();
     while probes.len() < PACKETS {
         let subject = *random.pick(&own.addresses);
@@ -242,6 +252,7 @@ fn random_probes(random: &mut Random, direction: Direction, own: &Appliance, kin
         let peer = *random.pick(peers);
         if peer.is_ipv4() == subject.is_ipv4() {
             let (from, to) = if direction == Direction::Ingress { (peer, subject) } else { (subject, peer) };
+            let kinds = if open.is_empty() || random.one_in(2) { kinds } else { &open };
             probes.insert(Probe { from, to, kind: *random.pick(kinds) });
         }
     }
@@ -334,7 +345,7 @@ fn compare(stage: &Stage<'_>, seed: u64, catalogue: &Catalogue, kinds: &[Kind]) 
 
     let mut verdicts = [0; 2];
     for direction in [Direction::Ingress, Direction::Egress] {
-        let probes = random_probes(&mut random, direction, own, kinds);
+        let probes = random_probes(&mut random, direction, &plan, kinds);
         let explanations: Vec<_> = probes.iter().map(|probe| plan.explain(&query(direction, probe))).collect();
         let allowed: Vec<bool> =
             explanations.iter().map(|explanation| explanation.verdict == Verdict::Allowed).collect();
