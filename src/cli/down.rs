@@ -2,10 +2,13 @@
 
 use super::Error;
 use super::output::{Answer, Code};
+use crate::daemon::protocol::{Reply, Request};
 use crate::daemon::reconcile::Reconciler;
+use crate::daemon::{DEFAULT_CONTROL_SOCKET, ask};
 use crate::kernel::Netlink;
 use clap::Args;
 use serde_json::json;
+use std::path::Path;
 
 /// Remove portward's table from the kernel: the host is then open
 ///
@@ -24,6 +27,20 @@ impl Down {
         if self.json {
             return Answer::json(&json!({ "removed": removed, "generation": outcome.generation }), Code::Fine);
         }
-        Ok(Answer::fine(if removed { "the table is removed\n" } else { "there is no table\n" }))
+        let mut text = if removed { "the table is removed\n" } else { "there is no table\n" }.to_owned();
+        if let Some(pid) = running_daemon() {
+            text.push_str(&format!(
+                "a daemon is running (process {pid}) and puts it back at once: stop it first, then repeat this\n"
+            ));
+        }
+        Ok(Answer::fine(text))
+    }
+}
+
+/// The process of the daemon that serves the usual socket, if there is one.
+fn running_daemon() -> Option<u32> {
+    match ask(Path::new(DEFAULT_CONTROL_SOCKET), Request::Status) {
+        Ok(Reply::Status(status)) => Some(status.pid),
+        _ => None,
     }
 }
