@@ -107,11 +107,11 @@ fn logged_packets_are_read_from_their_group() -> Result<()> {
 
 #[test]
 fn namespaces_go_with_the_laboratory_even_when_a_test_panics() -> Result<()> {
-    let mut names = Vec::new();
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        let lab = two_hosts().expect("a laboratory");
-        names.extend(lab.hosts().iter().map(|host| Path::new("/run/netns").join(host.namespace())));
-        assert!(names.iter().all(|name| name.exists()));
+    let lab = two_hosts()?;
+    let names: Vec<_> = lab.hosts().iter().map(|host| Path::new("/run/netns").join(host.namespace())).collect();
+    assert!(names.iter().all(|name| name.exists()));
+    let result = catch_unwind(AssertUnwindSafe(move || {
+        let _lab = lab;
         panic!("a test that fails");
     }));
     assert!(result.is_err());
