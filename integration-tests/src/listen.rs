@@ -80,6 +80,19 @@ impl Responder {
         self.lock().clone()
     }
 
+    /// What has arrived once it satisfies the condition, or after ten seconds. A connection passes for its sender before
+    /// the responder has counted it.
+    pub fn seen_when(&self, condition: impl Fn(&Seen) -> bool) -> Seen {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let seen = self.seen();
+            if condition(&seen) || Instant::now() > deadline {
+                return seen;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// What has arrived so far; counting begins anew.
     pub fn take(&self) -> Seen {
         std::mem::take(&mut *self.lock())

@@ -462,8 +462,8 @@ fn read_expression(name: &str, of: &Attributes<'_>) -> Result<Option<Expression>
 fn read_log(of: &Attributes<'_>) -> Result<Option<Expression>, Malformed> {
     let prefix = of.text(attribute::LOG_PREFIX)?.unwrap_or_default().into();
     if let Some(group) = of.be16(attribute::LOG_GROUP)? {
-        let plain = of.be32(attribute::LOG_SNAPLEN)?.unwrap_or_default() == 0
-            && of.be16(attribute::LOG_QTHRESHOLD)?.unwrap_or_default() == 0;
+        // A length of 0, which would log packets without a byte of them, is not what portward writes: nothing.
+        let plain = !of.has(attribute::LOG_SNAPLEN) && !of.has(attribute::LOG_QTHRESHOLD);
         return Ok(plain.then_some(Expression::Log { prefix, target: LogTarget::Group(group) }));
     }
     let plain = of.be32(attribute::LOG_LEVEL)?.is_none_or(|level| level == attribute::LOG_LEVEL_WARNING)
