@@ -114,6 +114,7 @@ fn everything() -> Ruleset {
         rules: rules.into_iter().map(|statements| Rule { statements }).collect(),
     };
     Ruleset {
+        sizes: [("peers_v6".into(), 65_536)].into(),
         sets: [
             ("peers_v4".into(), Set::ipv4_addresses(vec![v4("10.0.0.1"), v4("255.255.255.255"), v4("0.0.0.0")])),
             ("peers_v6".into(), Set::ipv6_addresses(vec![v6("fd00::1"), v6("::")])),
@@ -300,7 +301,7 @@ fn what_is_there_already_is_refused() {
         let again = [
             Change::AddTable,
             Change::AddChain("row".into(), None),
-            Change::AddSet("peers_v4".into(), Set::ipv4_addresses(vec![])),
+            Change::AddSet("peers_v4".into(), Set::ipv4_addresses(vec![]), None),
             Change::AddMap("services".into(), false),
             Change::AddElements("peers_v4".into(), Set::ipv4_addresses(vec![Ipv4Addr::new(10, 0, 0, 1)])),
         ];
@@ -409,7 +410,7 @@ fn objects_that_a_ruleset_cannot_express_are_told() {
             "table inet portward {
                 counter c { }
                 set timed { type ipv4_addr; flags timeout; }
-                set sized { type ipv4_addr; size 10; }
+                set sized { type inet_service; size 10; }
                 set concatenated { type ipv4_addr . inet_service; }
                 set counted { type ipv4_addr; counter; elements = { 1.2.3.4 }; }
                 map addresses { type ipv4_addr : ipv4_addr; }

@@ -99,7 +99,7 @@ fn line(change: &Change, current: Option<&Ruleset>) -> Option<Line> {
     match change {
         Change::AddTable => line("add", "table", crate::ruleset::TABLE, Vec::new()),
         Change::DeleteTable => line("delete", "table", crate::ruleset::TABLE, Vec::new()),
-        Change::AddSet(name, _) => line("add", "set", name, Vec::new()),
+        Change::AddSet(name, ..) => line("add", "set", name, Vec::new()),
         Change::DeleteSet(name, _) => line("delete", "set", name, Vec::new()),
         Change::AddMap(name, _) => line("add", "map", name, Vec::new()),
         Change::DeleteMap(name) => line("delete", "map", name, Vec::new()),

@@ -95,11 +95,12 @@ impl Transaction {
                 self.table = None;
                 self.handles.clear();
             }
-            Change::AddSet(name, set) => {
+            Change::AddSet(name, set, size) => {
                 if table.maps.contains_key(name) || table.sets.contains_key(name) || !set.is_empty() {
                     return Err(Errno::EEXIST);
                 }
                 table.sets.insert(name.clone(), set.clone());
+                table.sizes.extend(size.map(|size| (name.clone(), size)));
             }
             Change::AddMap(name, interval) => {
                 if table.maps.contains_key(name) || table.sets.contains_key(name) {
@@ -163,6 +164,7 @@ impl Transaction {
             }
             Change::DeleteSet(name, _) => {
                 table.sets.remove(name).ok_or(Errno::ENOENT)?;
+                table.sizes.remove(name);
             }
             Change::DeleteMap(name) => {
                 table.maps.remove(name).ok_or(Errno::ENOENT)?;
@@ -366,6 +368,7 @@ mod tests {
         let elements = vec![(PortRange { first: 10, last: 20 }, Verdict::Jump("row".into()))];
         FakeKernel::new(Some(Ruleset {
             sets: [("peers".into(), Set::ipv4_addresses(vec![Ipv4Addr::LOCALHOST]))].into(),
+            sizes: BTreeMap::new(),
             maps: [("ports".into(), VerdictMap { interval: true, elements })].into(),
             chains: [("input".into(), input), ("row".into(), Chain::default())].into(),
         }))

@@ -51,6 +51,7 @@ pub(crate) fn any_ruleset() -> BoxedStrategy<Ruleset> {
             }
             chains.prop_map(move |chains| Ruleset {
                 sets: sets.clone(),
+                sizes: sizes(&sets),
                 maps: maps.clone(),
                 chains: chains.into_iter().collect(),
             })
@@ -66,6 +67,12 @@ fn base(hook: Hook) -> impl Strategy<Value = BaseChain> {
         priority,
         policy: if drop { ChainPolicy::Drop } else { ChainPolicy::Accept },
     })
+}
+
+/// Hash sets with an even number of elements are made for a number of them, so that rulesets differ in it at times.
+fn sizes(sets: &BTreeMap<Name, Set>) -> BTreeMap<Name, u32> {
+    let sized = sets.iter().filter(|(_, set)| !set.is_interval() && set.len() % 2 == 0);
+    sized.map(|(name, _)| (name.clone(), 4096)).collect()
 }
 
 fn sets() -> impl Strategy<Value = BTreeMap<Name, Set>> {

@@ -20,6 +20,12 @@ use std::collections::{BTreeMap, BTreeSet};
 /// larger ones go to the interval map, which is asked last.
 const EXACT_RANGE_LIMIT: u32 = 4096;
 
+/// Sets of more addresses than this are made for a number of them, which makes them several times faster to fill: the
+/// kernel's growing hash table falls behind a large transaction. The kernel refuses more elements than that number, so it
+/// is twice to four times what there is, as a power of two, and stands in the set's name: a set that outgrows it, or
+/// shrinks far below, is replaced by another one within the transaction. Smaller sets just grow.
+const GROWING_SET_LIMIT: usize = 16_384;
+
 /// Names of the kernel may have 255 bytes; a chain for very many rows on one port is named by a part of them.
 const CHAIN_NAME_LIMIT: usize = 200;
 
@@ -296,7 +302,15 @@ impl Builder<'_, '_> {
     fn add_sets(&mut self, peers: &Peers<'_>, family: Family) -> [Option<Name>; 2] {
         let suffix = if family == Family::Ipv4 { "v4" } else { "v6" };
         let set_name = |prefix: &str| Name::from(format!("{prefix}_{}_{suffix}", peers.label));
-        let (addresses_name, networks_name) = (set_name("peers"), set_name("nets"));
+        let networks_name = set_name("nets");
+        let size = size_of_set(match family {
+            Family::Ipv4 => peers.members.ipv4.len(),
+            Family::Ipv6 => peers.members.ipv6.len(),
+        });
+        let addresses_name = match size {
+            Some(size) => format!("{}.{size}", set_name("peers")).into(),
+            None => set_name("peers"),
+        };
         let known = |name: &Name| self.ruleset.sets.contains_key(name).then(|| name.clone());
         let existing = [known(&addresses_name), known(&networks_name)];
         if existing.iter().any(Option::is_some) {
@@ -306,6 +320,9 @@ impl Builder<'_, '_> {
             Family::Ipv4 => ipv4_sets(&peers.members),
             Family::Ipv6 => ipv6_sets(&peers.members),
         };
+        if let Some(size) = size.filter(|_| !addresses.is_empty()) {
+            self.ruleset.sizes.insert(addresses_name.clone(), size);
+        }
         [(addresses_name, addresses), (networks_name, networks)].map(|(name, set)| {
             (!set.is_empty()).then(|| {
                 self.ruleset.sets.insert(name.clone(), set);
@@ -345,6 +362,14 @@ impl Owner<'_, '_> {
             RowRef::Allow(name) => format!("allow.{}{suffix}", set_label(name)),
         }
     }
+}
+
+/// The number of elements for which a set of so many addresses and networks is made; `None`: it grows.
+fn size_of_set(members: usize) -> Option<u32> {
+    if members <= GROWING_SET_LIMIT {
+        return None;
+    }
+    u32::try_from(members).ok()?.checked_mul(2)?.checked_next_power_of_two()
 }
 
 fn policy(enforce: bool) -> ChainPolicy {

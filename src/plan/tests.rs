@@ -219,6 +219,28 @@ fn what_jumps_or_looks_up_finds_what_it_names() {
 }
 
 #[test]
+fn a_very_large_set_is_made_for_twice_what_it_holds_and_is_replaced_when_it_outgrows_that() {
+    use crate::ruleset::diff::{Change, diff};
+    let with = |count: u32| {
+        let addresses: Vec<_> =
+            (0..count).map(|number| format!("\"{}\"", Ipv4Addr::from_bits(0x0b00_0000 + number))).collect();
+        let text = DEPLOYMENT.replace("\"198.51.100.1\", \"198.51.100.2\"", &addresses.join(", "));
+        ruleset(&text, "main")
+    };
+    let (small, large, larger) = (with(16_384), with(16_385), with(32_769));
+    assert!(small.sizes.is_empty());
+    assert_eq!(large.sizes.iter().collect::<Vec<_>>(), [(&"peers_log_source_v4.65536".into(), &65_536)]);
+    assert_eq!(larger.sizes.iter().collect::<Vec<_>>(), [(&"peers_log_source_v4.131072".into(), &131_072)]);
+    for (before, after) in [(&small, &large), (&large, &larger), (&larger, &small)] {
+        let changes = diff(Some(before), Some(after));
+        assert!(!changes.contains(&Change::DeleteTable));
+        let mut kernel = crate::kernel::FakeKernel::new(Some(before.clone()));
+        crate::kernel::Kernel::commit(&mut kernel, &changes, 1).unwrap();
+        assert_eq!(kernel.snapshot.table.as_ref(), Some(after));
+    }
+}
+
+#[test]
 fn a_port_of_several_rows_has_one_chain_for_all_of_them() {
     let ruleset = ruleset(DEPLOYMENT, "main");
     let element = |port| {

@@ -13,8 +13,9 @@ pub enum Change {
     AddTable,
     /// Delete the table with all it holds.
     DeleteTable,
-    /// Make an empty set of the kind of this one (its elements are ignored: they are empty).
-    AddSet(Name, Set),
+    /// Make an empty set of the kind of this one (its elements are ignored: they are empty), for so many elements if a
+    /// number is given.
+    AddSet(Name, Set, Option<u32>),
     /// Make an empty verdict map; `true` for an interval map.
     AddMap(Name, bool),
     /// Make a chain without rules.
@@ -97,7 +98,8 @@ pub fn diff(current: Option<&Ruleset>, desired: Option<&Ruleset>) -> Vec<Change>
 
 fn can_change_in_place(current: &Ruleset, desired: &Ruleset) -> bool {
     let attachment = |chain: &Chain| chain.base.map(|base| (base.hook, base.priority));
-    common(&current.sets, &desired.sets).all(|(_, old, new)| old.same_kind(new))
+    common(&current.sets, &desired.sets)
+        .all(|(name, old, new)| old.same_kind(new) && current.sizes.get(name) == desired.sizes.get(name))
         && common(&current.maps, &desired.maps).all(|(_, old, new)| old.interval == new.interval)
         && common(&current.chains, &desired.chains).all(|(_, old, new)| attachment(old) == attachment(new))
         // The kernel has one name space for sets and maps.
@@ -110,7 +112,7 @@ fn can_change_in_place(current: &Ruleset, desired: &Ruleset) -> bool {
 fn changes_between(current: &Ruleset, desired: &Ruleset) -> Vec<Change> {
     let mut changes = Vec::new();
     for (name, set) in added(&current.sets, &desired.sets) {
-        changes.push(Change::AddSet(name.clone(), set.empty_like()));
+        changes.push(Change::AddSet(name.clone(), set.empty_like(), desired.sizes.get(name).copied()));
     }
     for (name, map) in added(&current.maps, &desired.maps) {
         changes.push(Change::AddMap(name.clone(), map.interval));

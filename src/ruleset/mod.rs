@@ -32,6 +32,9 @@ pub type Name = Arc<str>;
 pub struct Ruleset {
     /// Sets of addresses or networks.
     pub sets: BTreeMap<Name, Set>,
+    /// For how many elements a hash set of addresses is made. The kernel refuses more than that. A set that is not named
+    /// here grows as needed, which makes filling it with very many elements slow.
+    pub sizes: BTreeMap<Name, u32>,
     /// Maps from a port to a verdict.
     pub maps: BTreeMap<Name, VerdictMap>,
     /// Chains with their rules, base chains and others.

@@ -20,7 +20,7 @@ impl Display for Script<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {TABLE} {{")?;
         for (name, set) in &self.0.sets {
-            write_set(f, name, set)?;
+            write_set(f, name, set, self.0.sizes.get(name).copied())?;
         }
         for (name, map) in &self.0.maps {
             write_map(f, name, map)?;
@@ -32,7 +32,7 @@ impl Display for Script<'_> {
     }
 }
 
-fn write_set(f: &mut Formatter<'_>, name: &str, set: &Set) -> fmt::Result {
+fn write_set(f: &mut Formatter<'_>, name: &str, set: &Set, size: Option<u32>) -> fmt::Result {
     writeln!(f, "\tset {name} {{")?;
     writeln!(
         f,
@@ -42,6 +42,9 @@ fn write_set(f: &mut Formatter<'_>, name: &str, set: &Set) -> fmt::Result {
             Family::Ipv6 => "ipv6_addr",
         }
     )?;
+    if let Some(size) = size {
+        writeln!(f, "\t\tsize {size}")?;
+    }
     if set.is_interval() {
         writeln!(f, "\t\tflags interval")?;
     }

@@ -113,12 +113,19 @@ impl Writer {
                 put_text(&mut self.bytes, table::NAME, TABLE);
                 start
             }
-            Change::AddSet(name, kind) => {
+            Change::AddSet(name, kind, size) => {
                 let (key, length) = match kind.family() {
                     Family::Ipv4 => (set::TYPE_IPV4_ADDRESS, 4),
                     Family::Ipv6 => (set::TYPE_IPV6_ADDRESS, 16),
                 };
-                self.new_set(name, (key, length), if kind.is_interval() { set::FLAG_INTERVAL } else { 0 })
+                let flags = if kind.is_interval() { set::FLAG_INTERVAL } else { 0 };
+                let start = self.new_set(name, (key, length), flags);
+                if let Some(size) = size {
+                    let nest = begin_nest(&mut self.bytes, set::DESCRIPTION);
+                    put_be32(&mut self.bytes, set::DESCRIPTION_SIZE, *size);
+                    end_nest(&mut self.bytes, nest);
+                }
+                start
             }
             Change::AddMap(name, interval) => {
                 let flags = set::FLAG_MAP | if *interval { set::FLAG_INTERVAL } else { 0 };
@@ -248,7 +255,7 @@ fn check_names(change: &Change) -> Result<(), Unbuildable> {
             check(name)?;
             map.elements.iter().filter_map(|(_, verdict)| verdict.target()).try_for_each(check)
         }
-        Change::AddSet(name, _)
+        Change::AddSet(name, ..)
         | Change::AddMap(name, _)
         | Change::AddChain(name, _)
         | Change::SetChainPolicy(name, _)
@@ -338,7 +345,7 @@ mod tests {
         let addresses = Set::ipv4_addresses((0..10_000).map(Ipv4Addr::from_bits).collect());
         let changes = [
             Change::AddTable,
-            Change::AddSet("s".into(), addresses.empty_like()),
+            Change::AddSet("s".into(), addresses.empty_like(), None),
             Change::AddElements("s".into(), addresses),
         ];
         let batch = build(&changes, 5, &Handles::new(), 100).unwrap();

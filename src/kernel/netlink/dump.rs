@@ -137,12 +137,12 @@ impl TableReader {
         let key = (attributes.be32(set::KEY_TYPE)?, attributes.be32(set::KEY_LENGTH)?);
         let interval = flags & set::FLAG_INTERVAL != 0;
         let plain = flags & !(set::FLAG_INTERVAL | set::FLAG_MAP) == 0
-            && ![set::TIMEOUT, set::EXPRESSION, set::EXPRESSIONS].iter().any(|number| attributes.has(*number))
-            && attributes.nested(set::DESCRIPTION)?.be32(set::DESCRIPTION_SIZE)?.is_none();
+            && ![set::TIMEOUT, set::EXPRESSION, set::EXPRESSIONS].iter().any(|number| attributes.has(*number));
+        let size = attributes.nested(set::DESCRIPTION)?.be32(set::DESCRIPTION_SIZE)?;
         let verdicts = attributes.be32(set::DATA_TYPE)? == Some(set::DATA_VERDICT);
         let empty = match (flags & set::FLAG_MAP != 0, key) {
             _ if !plain => None,
-            (true, (Some(set::TYPE_PORT), Some(2))) if verdicts => {
+            (true, (Some(set::TYPE_PORT), Some(2))) if verdicts && size.is_none() => {
                 self.ruleset.maps.insert(name, VerdictMap { interval, elements: Vec::new() });
                 return Ok(());
             }
@@ -154,6 +154,7 @@ impl TableReader {
         };
         match empty {
             Some(set) => {
+                self.ruleset.sizes.extend(size.map(|size| (name.clone(), size)));
                 self.ruleset.sets.insert(name, set);
             }
             // Anonymous sets belong to a rule, which is deleted with them.

@@ -322,7 +322,7 @@ fn describe(change: &Change) -> String {
     match change {
         Change::AddTable => "adding the table".to_owned(),
         Change::DeleteTable => "deleting the table".to_owned(),
-        Change::AddSet(name, _) => format!("adding set {name}"),
+        Change::AddSet(name, ..) => format!("adding set {name}"),
         Change::AddMap(name, _) => format!("adding map {name}"),
         Change::AddChain(name, _) => format!("adding chain {name}"),
         Change::SetChainPolicy(name, _) => format!("changing the policy of chain {name}"),

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 pub(crate) const HOST: &str = "console";
 
 /// The set of the log sources, which holds all the peers.
-pub(crate) const SET: &str = "peers_log_source_v4";
+pub(crate) const SET: &str = "peers_log_source_v4.262144";
 
 /// The first of the peers: the sender of the packets.
 pub(crate) const SENDER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);

@@ -36,6 +36,8 @@ mod nf_tables {
     pub(super) const SET_NAME: u16 = 2;
     pub(super) const SET_KEY_TYPE: u16 = 4;
     pub(super) const SET_KEY_LENGTH: u16 = 5;
+    pub(super) const SET_DESCRIPTION: u16 = 9;
+    pub(super) const SET_DESCRIPTION_SIZE: u16 = 1;
     pub(super) const SET_ID: u16 = 10;
     pub(super) const LIST_ELEMENTS: u16 = 3;
     pub(super) const ELEMENT: u16 = 1;
@@ -62,6 +64,9 @@ pub(crate) struct Floor {
     set: &'static str,
 }
 
+/// Sets of more elements are made for a number of them, as portward makes them.
+const GROWING_SET_LIMIT: usize = 16_384;
+
 impl Floor {
     /// Opens a socket in the network namespace of the calling thread.
     pub(crate) fn open(table: &'static str, set: &'static str) -> Result<Self> {
@@ -81,6 +86,11 @@ impl Floor {
             batch.number(nf_tables::SET_KEY_TYPE, nf_tables::TYPE_IPV4_ADDRESS);
             batch.number(nf_tables::SET_KEY_LENGTH, 4);
             batch.number(nf_tables::SET_ID, 1);
+            // As portward does, for sets of which it knows that they will be large.
+            if peers.len() > GROWING_SET_LIMIT {
+                let size = (2 * peers.len()).next_power_of_two() as u32;
+                batch.nest(nf_tables::SET_DESCRIPTION, |batch| batch.number(nf_tables::SET_DESCRIPTION_SIZE, size));
+            }
         });
         self.elements(&mut batch, nf_tables::NEW_ELEMENTS, peers);
         self.send(batch)
