@@ -6,6 +6,7 @@
 //! treat every packet alike and list the same objects; values of counters are no part of it.
 //!
 //! All collections are ordered, so that the same inputs give the same ruleset byte for byte.
+#![forbid(unsafe_code)]
 
 pub mod diff;
 pub mod nft;
