@@ -81,9 +81,11 @@ fn introduction(sources: &Sources, host: &HostChoice, control_socket: &std::path
     let (host, found) = site.find(host, &super::input::identity()?)?;
     let table = super::show::table_of(&site.plan(host), &found, false);
     let socket = control_socket.display();
+    // As it was called, so that the line can be copied where the program is not in the search path.
+    let program = std::env::args().next().unwrap_or_else(|| "portward".to_owned());
     Ok(format!(
         "{table}\n{}\n  policy   {}   edit this file and save: the sandbox follows\n  \
-         status   portward status --control-socket {socket}\n  \
+         status   {program} status --control-socket {socket}\n  \
          look in  nsenter --target {} --net nft list table inet portward\n  \
          end      Ctrl-C\n\n",
         styled(BOLD, "sandbox: a network namespace of its own"),
