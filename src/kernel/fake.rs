@@ -123,13 +123,13 @@ impl Transaction {
             Change::DeleteElements(name, set) => change_set(table, name, set, Remove)?,
             Change::AddVerdicts(name, map) => {
                 let of = table.maps.get_mut(name).filter(|of| of.interval == map.interval).ok_or(Errno::ENOENT)?;
-                insert(&mut of.elements, &map.elements)?;
+                Insert.run(&mut of.elements, &map.elements)?;
                 if !of.elements.windows(2).all(|pair| pair[0].0.last < pair[1].0.first) {
                     return Err(Errno::EEXIST);
                 }
             }
             Change::DeleteVerdicts(name, map) => {
-                remove(&mut table.maps.get_mut(name).ok_or(Errno::ENOENT)?.elements, &map.elements)?;
+                Remove.run(&mut table.maps.get_mut(name).ok_or(Errno::ENOENT)?.elements, &map.elements)?;
             }
             Change::AddRule { rule, .. } if rule.statements.iter().any(|one| matches!(one, Statement::Unknown(_))) => {
                 return Err(Errno::EINVAL);
@@ -235,24 +235,6 @@ fn rules_of<'t>(table: &'t mut Ruleset, chain: &Name) -> Result<&'t mut Vec<Rule
     table.chains.get_mut(chain).map(|chain| &mut chain.rules).ok_or(Errno::ENOENT)
 }
 
-fn insert<T: Ord + Clone>(into: &mut Vec<T>, elements: &[T]) -> Result<(), Errno> {
-    for element in elements {
-        match into.binary_search(element) {
-            Ok(_) => return Err(Errno::EEXIST),
-            Err(place) => into.insert(place, element.clone()),
-        }
-    }
-    Ok(())
-}
-
-fn remove<T: Ord + Clone>(from: &mut Vec<T>, elements: &[T]) -> Result<(), Errno> {
-    for element in elements {
-        let place = from.binary_search(element).map_err(|_| Errno::ENOENT)?;
-        from.remove(place);
-    }
-    Ok(())
-}
-
 /// A way to change sorted elements, for elements of every type.
 trait Operation {
     fn run<T: Ord + Clone>(&self, elements: &mut Vec<T>, of: &[T]) -> Result<(), Errno>;
@@ -263,13 +245,23 @@ struct Remove;
 
 impl Operation for Insert {
     fn run<T: Ord + Clone>(&self, elements: &mut Vec<T>, of: &[T]) -> Result<(), Errno> {
-        insert(elements, of)
+        for element in of {
+            match elements.binary_search(element) {
+                Ok(_) => return Err(Errno::EEXIST),
+                Err(place) => elements.insert(place, element.clone()),
+            }
+        }
+        Ok(())
     }
 }
 
 impl Operation for Remove {
     fn run<T: Ord + Clone>(&self, elements: &mut Vec<T>, of: &[T]) -> Result<(), Errno> {
-        remove(elements, of)
+        for element in of {
+            let place = elements.binary_search(element).map_err(|_| Errno::ENOENT)?;
+            elements.remove(place);
+        }
+        Ok(())
     }
 }
 

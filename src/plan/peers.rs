@@ -45,7 +45,7 @@ impl From<Tunnelled> for Tunnel {
 impl Peers<'_> {
     /// Whether there is nobody.
     pub fn is_empty(&self) -> bool {
-        self.members.ipv4.is_empty() && self.members.ipv6.is_empty()
+        self.members.is_empty()
     }
 
     /// Whether every address of the family belongs.

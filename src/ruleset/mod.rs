@@ -13,9 +13,7 @@ pub mod nft;
 mod rule;
 mod set;
 
-pub use rule::{
-    AddressSide, ChainName, IcmpKind, Log, LogTarget, PortKey, Rule, Statement, ct_state, loopback, reject_all,
-};
+pub use rule::{AddressSide, IcmpKind, Log, LogTarget, PortKey, Rule, Statement, ct_state, loopback, reject_all};
 pub use set::{Address, AddressRange, PortRange, Set, VerdictMap};
 
 use std::collections::BTreeMap;

@@ -2,9 +2,6 @@
 
 use super::{Family, Name, Protocol, Verdict};
 
-/// The name of a chain, where a statement or verdict refers to one.
-pub type ChainName = Name;
-
 /// One rule: statements evaluated from first to last; a match that fails ends the rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {

@@ -475,7 +475,7 @@ fn read_log(of: &Attributes<'_>) -> Result<Option<Expression>, Malformed> {
 #[cfg(test)]
 mod tests {
     use super::super::batch;
-    use super::super::wire::{Header, begin_message, end_message, messages, nf_tables, put};
+    use super::super::wire::{Header, begin_message, end_message, message_of, messages, nf_tables, put};
     use super::*;
     use crate::kernel::testing;
     use crate::ruleset::diff::{Change, diff};
@@ -535,11 +535,7 @@ mod tests {
             kind in 0_u16..30,
             payload in proptest::collection::vec(any::<u8>(), 0..256),
         ) {
-            let mut bytes = Vec::new();
-            bytes.extend_from_slice(&(16 + payload.len() as u32).to_ne_bytes());
-            bytes.extend_from_slice(&(uapi::NFNL_SUBSYS_NFTABLES << 8 | kind).to_ne_bytes());
-            bytes.extend_from_slice(&[0; 10]);
-            bytes.extend_from_slice(&payload);
+            let bytes = message_of(kind, &payload);
             let mut reader = TableReader::new(1);
             for message in messages(&bytes) {
                 let message = message.unwrap();

@@ -167,6 +167,7 @@ fn read_notification(message: &Message<'_>) -> Result<Option<Notification>, Malf
 
 #[cfg(test)]
 mod tests {
+    use super::super::wire::message_of;
     use super::*;
     use proptest::prelude::*;
 
@@ -176,11 +177,7 @@ mod tests {
             kind in 0_u16..30,
             payload in proptest::collection::vec(any::<u8>(), 0..128),
         ) {
-            let mut bytes = Vec::new();
-            bytes.extend_from_slice(&(16 + payload.len() as u32).to_ne_bytes());
-            bytes.extend_from_slice(&(uapi::NFNL_SUBSYS_NFTABLES << 8 | kind).to_ne_bytes());
-            bytes.extend_from_slice(&[0; 10]);
-            bytes.extend_from_slice(&payload);
+            let bytes = message_of(kind, &payload);
             for message in messages(&bytes) {
                 let _ = read_notification(&message.unwrap());
             }

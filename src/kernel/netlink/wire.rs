@@ -266,6 +266,17 @@ impl<'a> Attributes<'a> {
     }
 }
 
+/// A message of nf_tables with any bytes after its header, for tests of what reads messages.
+#[cfg(test)]
+pub(super) fn message_of(kind: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&((MESSAGE_HEADER + payload.len()) as u32).to_ne_bytes());
+    bytes.extend_from_slice(&nf_tables(kind).to_ne_bytes());
+    bytes.extend_from_slice(&[0; 10]);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
