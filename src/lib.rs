@@ -9,6 +9,8 @@
 pub mod cli;
 pub mod daemon;
 pub mod kernel;
+pub mod listeners;
 pub mod plan;
 pub mod policy;
 pub mod ruleset;
+pub mod trackers;

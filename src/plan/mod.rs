@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod allowance;
+mod dynamic;
 mod explain;
 mod find_host;
 mod lower;
@@ -16,6 +17,7 @@ mod ports;
 mod tests;
 
 pub use allowance::{Allowance, Closed, Declared, Direction, Reason, RowRef};
+pub use dynamic::{LocalScope, OpenPort, OpenPorts};
 pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
 pub use find_host::{Candidate, HostError, find_host};
 pub use peers::{Peers, Tunnel, short_network};

@@ -9,6 +9,7 @@
 mod catalogue;
 mod diagnostic;
 mod document;
+mod dynamic;
 mod load;
 mod site;
 mod version;
@@ -18,6 +19,7 @@ pub use catalogue::{
     Catalogue, Condition, Dynamic, Flow, Group, Ports, Row, RowKind, Scope, Server, Tracker, Tunnelled,
 };
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use dynamic::{DynamicService, Exposure, OnClose, ProcessMatch};
 pub use load::{LARGEST_SOURCE, LoadError, read_source};
 pub use site::{
     Allow, Deny, EgressMode, Host, Loaded, Logging, Member, Members, Mode, Party, PartyKind, Policy, RowAdjustment,

@@ -4,7 +4,7 @@ mod members;
 mod read;
 
 use super::catalogue::CONSOLE;
-use super::{Catalogue, Diagnostics, Group, LoadError, Ports, Version, read_source};
+use super::{Catalogue, Diagnostics, DynamicService, Group, LoadError, Ports, Version, read_source};
 use crate::ruleset::LogTarget;
 use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +38,8 @@ pub struct Policy {
     pub allows: BTreeMap<String, Allow>,
     /// Adjustments of rows of the catalogue, by id.
     pub rows: BTreeMap<String, RowAdjustment>,
+    /// Services with dynamic ports, by name: the catalogue's and the site's own.
+    pub dynamic: BTreeMap<String, DynamicService>,
 }
 
 /// A policy that was read, and what in its file is probably not meant.

@@ -85,6 +85,7 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
         allow_lockout: root.boolean(report, "allow-lockout", false),
         allows,
         rows,
+        dynamic: BTreeMap::new(),
         groups,
         hosts: hosts.by_name,
         version: version?,
