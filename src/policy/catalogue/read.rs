@@ -5,7 +5,7 @@ use super::{
     Tunnelled,
 };
 use crate::policy::diagnostic::{Mistake, Report, listed, quoted};
-use crate::policy::document::{self, List, Table, Text};
+use crate::policy::document::{self, Table, texts};
 use crate::policy::load::without_mark;
 use crate::policy::{Diagnostics, Version, words};
 use crate::ruleset::Protocol;
@@ -106,7 +106,7 @@ impl<'r, 's> Reader<'r, 's> {
         if ports.is_empty() {
             table.report_missing(self.report, "ports", "[\"514/udp\"]");
         }
-        let scope = self.choice(table, "scope", &[("network", Scope::Network), ("internal", Scope::Internal)]);
+        let scope = table.choice(self.report, "scope", &[("network", Scope::Network), ("internal", Scope::Internal)]);
         let scope = scope.unwrap_or(Scope::Network);
         let flows = self.flows(table, kind);
         match (scope, flows.is_empty()) {
@@ -118,8 +118,8 @@ impl<'r, 's> Reader<'r, 's> {
             _ => {}
         }
         let roles = self.roles(table, scope);
-        let tunnelled = self.choice(
-            table,
+        let tunnelled = table.choice(
+            self.report,
             "tunnelled",
             &[("closed", Tunnelled::Closed), ("kept", Tunnelled::Kept), ("only", Tunnelled::Only)],
         );
@@ -282,7 +282,7 @@ impl<'r, 's> Reader<'r, 's> {
             &["tracker", "anchor", "programs", "ports", "limit", "when", "egress"],
         );
         let trackers = [Tracker::Imq, Tracker::Rpc, Tracker::Rmi, Tracker::Process].map(|kind| (kind.name(), kind));
-        let tracker = self.choice(table, "tracker", &trackers);
+        let tracker = table.choice(self.report, "tracker", &trackers);
         if table.get("tracker").is_none() {
             table.report_missing(self.report, "tracker", "\"process\"");
         }
@@ -374,11 +374,6 @@ impl<'r, 's> Reader<'r, 's> {
         }
         servers
     }
-
-    fn choice<T: Copy>(&mut self, table: &Table<'_>, key: &str, choices: &[(&str, T)]) -> Option<T> {
-        let word = table.text(self.report, key)?;
-        document::choice(self.report, key, &word, choices)
-    }
 }
 
 /// Reads a list of names of which none may stand twice or be taken otherwise.
@@ -401,10 +396,6 @@ fn names(report: &mut Report<'_>, table: &Table<'_>, key: &str, taken: &[&str]) 
         }
     }
     names
-}
-
-fn texts<'t>(report: &mut Report<'_>, list: &List<'t>) -> Vec<Text<'t>> {
-    list.value.iter().filter_map(|value| document::text(report, value)).collect()
 }
 
 fn server(word: &str) -> Result<Server, Mistake> {

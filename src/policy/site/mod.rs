@@ -1,6 +1,7 @@
 //! The site's policy: which appliances exist, who the outsiders are, and what differs from the catalogue.
 
 mod members;
+mod parties;
 mod read;
 
 use super::catalogue::CONSOLE;
