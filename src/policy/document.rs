@@ -106,6 +106,19 @@ impl<'t> Table<'t> {
         self.list(report, key).map(|list| texts(report, &list)).unwrap_or_default()
     }
 
+    /// The strings of a key that takes one string as well as an array of them, if the key is there.
+    pub(super) fn text_or_texts(&self, report: &mut Report<'_>, key: &str) -> Vec<Text<'t>> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        match value.get_ref() {
+            DeValue::String(_) => text(report, value).into_iter().collect(),
+            DeValue::Array(_) => self.texts(report, key),
+            _ => {
+                report_kind(report, value, "a string, or an array of strings");
+                Vec::new()
+            }
+        }
+    }
+
     pub(super) fn boolean(&self, report: &mut Report<'_>, key: &str, default: bool) -> bool {
         let Some(value) = self.get(key) else { return default };
         value.get_ref().as_bool().unwrap_or_else(|| {

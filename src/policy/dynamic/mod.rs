@@ -1,8 +1,11 @@
 //! Services whose ports exist only while a process listens on them: what the catalogue declares, as the policy adjusts
 //! it, and what a site declares besides.
 
+pub(super) mod read;
+
 use super::{Condition, Party, Ports, Tracker};
-use glob::Pattern;
+use glob::{MatchOptions, Pattern};
+use std::path::Path;
 
 /// A service with ports that only a running process knows.
 ///
@@ -50,6 +53,19 @@ pub struct ProcessMatch {
     pub args: Vec<Pattern>,
 }
 
+impl ProcessMatch {
+    /// Whether the program may be the one at this path, as the kernel shows it: absolute and without symbolic links.
+    pub fn allows_exe(&self, path: &Path) -> bool {
+        let options = MatchOptions { require_literal_separator: true, ..MatchOptions::new() };
+        self.exe.is_empty() || self.exe.iter().any(|pattern| pattern.matches_path_with(path, options))
+    }
+
+    /// Whether these may be the arguments of the command line.
+    pub fn allows_args<A: AsRef<str>>(&self, args: &[A]) -> bool {
+        self.args.iter().all(|pattern| args.iter().any(|arg| pattern.matches(arg.as_ref())))
+    }
+}
+
 /// What happens to established connections when their dynamic port closes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnClose {
@@ -68,3 +84,6 @@ pub enum Exposure {
     /// These parties, sorted, on whichever host the process runs.
     From(Vec<Party>),
 }
+
+#[cfg(test)]
+mod tests;
