@@ -3,7 +3,8 @@
 
 pub(super) mod read;
 
-use super::{Condition, Party, Ports, Tracker};
+use super::{Condition, Party, Ports, Row, Tracker};
+use crate::ruleset::PortRange;
 use glob::{MatchOptions, Pattern};
 use std::path::Path;
 
@@ -37,6 +38,31 @@ pub struct DynamicService {
     pub when: Vec<Condition>,
     /// The line of the policy file at which `[dynamic.NAME]` begins; `None`: the catalogue's defaults alone.
     pub line: Option<u32>,
+}
+
+impl DynamicService {
+    /// The service that a row of the catalogue declares, as it is when the policy says nothing about it.
+    pub(super) fn of_row(row: &Row) -> Option<Self> {
+        let dynamic = row.dynamic.as_ref()?;
+        let anchor = dynamic.anchor.and_then(|anchor| match anchor {
+            Ports::Range(_, PortRange { first, .. }) => Some(first),
+            Ports::Echo => None,
+        });
+        Some(Self {
+            name: row.id.clone(),
+            enabled: true,
+            tracker: dynamic.tracker,
+            anchor,
+            programs: dynamic.programs.clone(),
+            process: dynamic.process.clone(),
+            ports: dynamic.ports.clone(),
+            limit: dynamic.limit,
+            on_close: OnClose::default(),
+            exposure: Exposure::Row(row.id.clone()),
+            when: dynamic.when.clone(),
+            line: None,
+        })
+    }
 }
 
 /// Which process a listener must belong to. Every property that is given must hold; at least `user` or `unit` is given,

@@ -1,6 +1,6 @@
 //! Reading the keys of a service with dynamic ports, which the catalogue and the site's policy write alike.
 
-use super::ProcessMatch;
+use super::{OnClose, ProcessMatch};
 use crate::policy::diagnostic::{Mistake, Report, quoted};
 use crate::policy::document::{self, Table, report_twice};
 use crate::policy::{Ports, Tracker, words};
@@ -71,6 +71,11 @@ impl Keys {
 pub(in crate::policy) fn tracker(report: &mut Report<'_>, table: &Table<'_>) -> Option<Tracker> {
     let known = [Tracker::Imq, Tracker::Rpc, Tracker::Rmi, Tracker::Process].map(|kind| (kind.name(), kind));
     table.choice(report, "tracker", &known)
+}
+
+/// Reads what happens to the connections of a port that closes.
+pub(in crate::policy) fn on_close(report: &mut Report<'_>, table: &Table<'_>) -> Option<OnClose> {
+    table.choice(report, "on-close", &[("keep", OnClose::Keep), ("cut", OnClose::Cut)])
 }
 
 fn anchor(report: &mut Report<'_>, table: &Table<'_>, tracker: Tracker) -> Option<u16> {
@@ -201,10 +206,10 @@ fn exe(word: &str) -> Result<(Pattern, Option<Mistake>), Mistake> {
     const EXAMPLE: &str = "an absolute path such as `/usr/lib/jvm/**/bin/java`";
     if !word.starts_with('/') {
         let mistake = Mistake::new(format!("{} is not an absolute path", quoted(word))).expected(EXAMPLE);
-        return Err(if word.is_empty() {
-            mistake
-        } else {
-            mistake.help(format!("write `/{word}`, or `/**/{word}` for any folder"))
+        return Err(match word {
+            "" => mistake,
+            _ if word.starts_with("**/") => mistake.help(format!("write `/{word}`")),
+            _ => mistake.help(format!("write `/{word}`, or `/**/{word}` for any folder")),
         });
     }
     let parts = || word.split('/').skip(1);

@@ -1,5 +1,6 @@
 //! The site's policy: which appliances exist, who the outsiders are, and what differs from the catalogue.
 
+mod dynamic;
 mod members;
 mod parties;
 mod read;

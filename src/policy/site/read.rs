@@ -1,7 +1,7 @@
 //! Reading a site's policy.
 
 use super::parties::{self, Vocabulary};
-use super::{Allow, Deny, EgressMode, Host, Loaded, Logging, Members, Mode, Policy, RowAdjustment, members};
+use super::{Allow, Deny, EgressMode, Host, Loaded, Logging, Members, Mode, Policy, RowAdjustment, dynamic, members};
 use crate::policy::catalogue::CONSOLE;
 use crate::policy::diagnostic::{Mistake, Report, listed, quoted};
 use crate::policy::document::{self, Table, Text, report_twice};
@@ -16,7 +16,7 @@ use toml::de::DeTable;
 /// The one format of the file so far.
 const FORMAT: u32 = 1;
 
-const DOCUMENT_KEYS: [&str; 12] = [
+const DOCUMENT_KEYS: [&str; 13] = [
     "format",
     "mode",
     "egress",
@@ -29,6 +29,7 @@ const DOCUMENT_KEYS: [&str; 12] = [
     "host",
     "allow",
     "row",
+    "dynamic",
 ];
 const LOG_KEYS: [&str; 4] = ["to", "group", "rate", "burst"];
 const HOST_KEYS: [&str; 5] = ["name", "addresses", "roles", "encrypted", "ha-peer"];
@@ -64,8 +65,10 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
     let groups = read_groups(report, &root, catalogue);
     let version = read_version(report, &root, catalogue);
     let features = read_features(report, &root, catalogue);
-    let allows = read_allows(report, &root, &Vocabulary { catalogue, hosts: &hosts, groups: &groups });
+    let vocabulary = Vocabulary { catalogue, hosts: &hosts, groups: &groups };
+    let allows = read_allows(report, &root, &vocabulary);
     let rows = read_rows(report, &root, catalogue);
+    let dynamic = dynamic::read(report, &root, &vocabulary, &rows);
     Some(Policy {
         mode: root
             .choice(report, "mode", &[("enforce", Mode::Enforce), ("observe", Mode::Observe)])
@@ -83,7 +86,7 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
         allow_lockout: root.boolean(report, "allow-lockout", false),
         allows,
         rows,
-        dynamic: BTreeMap::new(),
+        dynamic,
         groups,
         hosts: hosts.by_name,
         version: version?,
