@@ -13,7 +13,7 @@ use toml::de::DeValue;
 /// More dynamic ports than any service of the vendor's page opens; a larger limit would be a slip of the pen.
 const MOST_PORTS: u32 = 1024;
 
-/// The first port that every process may listen on, whoever runs it: ip_unprivileged_port_start of a kernel as it comes.
+/// The first port that every process may listen on, whoever runs it: ip_unprivileged_port_start as the kernel sets it.
 const FIRST_UNPRIVILEGED: u16 = 1024;
 
 const PROCESS_KEYS: [&str; 4] = ["exe", "user", "unit", "args"];
@@ -209,7 +209,7 @@ fn exe(word: &str) -> Result<(Pattern, Option<Mistake>), Mistake> {
         return Err(match word {
             "" => mistake,
             _ if word.starts_with("**/") => mistake.help(format!("write `/{word}`")),
-            _ => mistake.help(format!("write `/{word}`, or `/**/{word}` for any folder")),
+            _ => mistake.help(format!("write the whole path, or `/**/{word}` for any folder")),
         });
     }
     let parts = || word.split('/').skip(1);

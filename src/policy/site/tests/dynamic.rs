@@ -288,7 +288,7 @@ fn patterns() {
     exe("''", &["8:8: `` is not an absolute path"]);
     exe(
         "'bin/java'",
-        &["8:8: `bin/java` is not an absolute path | write `/bin/java`, or `/**/bin/java` for any folder"],
+        &["8:8: `bin/java` is not an absolute path | write the whole path, or `/**/bin/java` for any folder"],
     );
     exe("'**/java'", &["8:8: `**/java` is not an absolute path | write `/**/java`"]);
     exe("'/usr/bin/../java'", &["8:8: `/usr/bin/../java` is no path that the kernel would show"]);
