@@ -1,6 +1,8 @@
 //! The site's policy: which appliances exist, who the outsiders are, and what differs from the catalogue.
 
+mod dynamic;
 mod members;
+mod parties;
 mod read;
 
 use super::catalogue::CONSOLE;
