@@ -14,6 +14,7 @@ pub(crate) mod testing;
 pub use error::Error;
 pub use fake::FakeKernel;
 pub use netlink::{Monitor, Netlink, Notification};
+pub(crate) use netlink::{uapi, wire};
 
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;

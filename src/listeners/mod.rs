@@ -1,5 +1,14 @@
 //! Who listens here: the listening sockets of this network namespace, the processes that own them, and news of both.
 
+mod closings;
+mod error;
+mod inet_diag;
+mod sock_diag;
+
+pub use closings::{Closing, Closings};
+pub use error::Error;
+pub use sock_diag::SockDiag;
+
 use crate::plan::LocalScope;
 use crate::ruleset::Protocol;
 

@@ -5,8 +5,8 @@ mod batch;
 mod dump;
 mod monitor;
 mod native;
-mod uapi;
-mod wire;
+pub(crate) mod uapi;
+pub(crate) mod wire;
 
 pub use monitor::{Monitor, Notification};
 
