@@ -7,11 +7,13 @@ mod conversation;
 mod dump;
 mod monitor;
 mod native;
+mod sockets;
 mod uapi;
 mod wire;
 
 pub use conntrack::Conntrack;
 pub use monitor::{Monitor, Notification};
+pub use sockets::{Destroyed, Sockets};
 
 use super::{Error, Kernel, Snapshot, next_generation};
 use crate::ruleset::TABLE;

@@ -33,6 +33,10 @@ pub(super) const NFPROTO_UNSPEC: u8 = 0;
 /// The family of tables for both IPv4 and IPv6.
 pub(super) const NFPROTO_INET: u8 = 1;
 
+/// Message types of sock_diag, linux/sock_diag.h.
+pub(super) const SOCK_DIAG_BY_FAMILY: u16 = 20;
+pub(super) const SOCK_DESTROY: u16 = 21;
+
 /// `enum nf_tables_msg_types`.
 pub(super) mod message {
     pub(in super::super) const NEWTABLE: u16 = 0;
