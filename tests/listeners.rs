@@ -5,7 +5,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::sockopt::{BindToDevice, Ipv6V6Only, RcvBuf, ReusePort};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6};
 use nix::sys::socket::{bind, listen, setsockopt, socket};
-use portward::listeners::{Closing, Closings, Listener, SockDiag};
+use portward::listeners::{Closing, Closings, Listener, Owners, SockDiag, Visibility};
 use portward::plan::LocalScope;
 use portward::ruleset::Protocol;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -223,4 +223,45 @@ fn lost_news_are_told() {
             all.iter().any(|closing| matches!(closing, Closing::Socket { port: 7676, .. }))
         });
     });
+}
+
+/// Runs the test of this name once more, in a process of its own under these commands and without the capability to
+/// look at others. Nor is it in the group 0, which hidepid spares by default.
+fn again_without_ptrace(test: &str, before: &str) {
+    let own = std::env::current_exe().unwrap();
+    let script = format!(
+        "{before} setpriv --bounding-set=-sys_ptrace --regid=65534 --clear-groups \"$0\" --exact {test}; exit $?"
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", "sh", "-c", &script])
+        .arg(own)
+        .env("PORTWARD_TEST_WITHOUT_PTRACE", "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}
+
+fn is_without_ptrace() -> bool {
+    std::env::var_os("PORTWARD_TEST_WITHOUT_PTRACE").is_some()
+}
+
+#[test]
+fn descriptors_that_may_not_be_looked_at_are_told() {
+    if !is_without_ptrace() {
+        let test = "descriptors_that_may_not_be_looked_at_are_told";
+        return again_without_ptrace(test, "mount -t proc proc /proc &&");
+    }
+    let scan = Owners::new().scan(&[7].into());
+    // The shell that started this process has more capabilities than it.
+    assert!(matches!(scan.visibility, Visibility::Refused { processes: 1.. }), "{scan:?}");
+}
+
+#[test]
+fn hidden_processes_are_told() {
+    if !is_without_ptrace() {
+        return again_without_ptrace("hidden_processes_are_told", "mount -t proc -o hidepid=2 proc /proc &&");
+    }
+    let scan = Owners::new().scan(&[7].into());
+    assert_eq!((scan.visibility, scan.holders.len()), (Visibility::Hidden, 0));
 }

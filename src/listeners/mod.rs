@@ -3,10 +3,16 @@
 mod closings;
 mod error;
 mod inet_diag;
+mod owners;
+mod process;
+mod procfs;
 mod sock_diag;
+mod users;
 
 pub use closings::{Closing, Closings};
 pub use error::Error;
+pub use owners::{Holders, Owners, Scan, Visibility};
+pub use process::{Identity, Mismatch, Process, ProcessError, Program};
 pub use sock_diag::SockDiag;
 
 use crate::plan::LocalScope;
