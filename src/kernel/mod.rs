@@ -15,6 +15,8 @@ pub(crate) mod testing;
 
 pub use error::Error;
 pub use fake::FakeKernel;
+#[cfg(feature = "bpf")]
+pub(crate) use netlink::namespace_cookie;
 pub use netlink::{Conntrack, Destroyed, Monitor, Netlink, Notification, Sockets};
 pub(crate) use netlink::{uapi, wire};
 

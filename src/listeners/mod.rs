@@ -2,6 +2,7 @@
 
 mod closings;
 mod error;
+mod events;
 mod inet_diag;
 mod owners;
 mod process;
@@ -11,6 +12,7 @@ mod users;
 
 pub use closings::{Closing, Closings};
 pub use error::Error;
+pub use events::{Event, EventSocket, Events, Unavailable};
 pub use owners::{Holders, Owners, Scan, Visibility};
 pub use process::{Identity, Mismatch, Process, ProcessError, Program};
 pub use sock_diag::SockDiag;

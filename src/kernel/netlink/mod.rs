@@ -13,6 +13,8 @@ pub(crate) mod wire;
 
 pub use conntrack::Conntrack;
 pub use monitor::{Monitor, Notification};
+#[cfg(feature = "bpf")]
+pub(crate) use native::namespace_cookie;
 pub use sockets::{Destroyed, Sockets};
 
 use super::{Error, Kernel, Snapshot, next_generation};
