@@ -27,6 +27,18 @@ pub struct FlowStart {
     pub expected: bool,
 }
 
+impl FlowStart {
+    /// The same flow as if the other side had begun it. Connection tracking that sees a connection in its middle takes
+    /// the sender of the first packet for the one that began it.
+    pub fn reversed(self) -> Self {
+        let kind = match self.kind {
+            FlowKind::Ports(protocol, source, destination) => FlowKind::Ports(protocol, destination, source),
+            kind => kind,
+        };
+        Self { kind, source: self.destination, destination: self.source, rewritten_from: None, ..self }
+    }
+}
+
 /// The kind of packets that a flow is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FlowKind {
