@@ -131,19 +131,16 @@ fn reaches(from: &mut TcpStream, to: &mut TcpStream) -> Result<bool> {
 }
 
 /// The flows of a host in its own connection tracking that are about this port.
-fn tracked(host: &Host, port: u16) -> Vec<Flow> {
+fn tracked(host: &Host, port: u16) -> Result<Vec<Flow>> {
     host.run(|| {
         let mut found = Vec::new();
-        let mut conntrack = Conntrack::open().unwrap();
-        conntrack
-            .flows(|flow| {
-                if matches!(flow.original.key, FlowKey::Ports { destination, .. } if destination == port) {
-                    found.push(*flow);
-                }
-                Ok(())
-            })
-            .unwrap();
-        found
+        Conntrack::open()?.flows(|flow| {
+            if matches!(flow.original.key, FlowKey::Ports { destination, .. } if destination == port) {
+                found.push(*flow);
+            }
+            Ok(())
+        })?;
+        Ok(found)
     })
 }
 
@@ -166,21 +163,21 @@ fn packets_of_a_deleted_flow_are_judged_anew() -> Result<()> {
 
         // An acknowledgement that is still to come would make the flow known again: see the next test.
         thread::sleep(QUIET);
-        let [flow] = tracked(console, 8080)[..] else { panic!("{:?}", tracked(console, 8080)) };
+        let [flow] = tracked(console, 8080)?[..] else { panic!("not one flow") };
         assert_eq!((flow.protocol, flow.original.destination), (6, to));
         assert_eq!(flow.state(), "established");
         assert!(flow.status.is_assured() && flow.status.has_seen_reply());
         let delete = |flow: &Flow| console.run(|| Conntrack::open()?.delete(flow));
         let newer = Flow { id: flow.id ^ 1, ..flow };
         assert_eq!(delete(&newer), Ok(false), "another flow of the same addresses is not hit");
-        assert_eq!(tracked(console, 8080).len(), 1);
+        assert_eq!(tracked(console, 8080)?.len(), 1);
         assert_eq!(delete(&flow), Ok(true));
         assert_eq!(delete(&flow), Ok(false));
-        assert_eq!(tracked(console, 8080), []);
+        assert_eq!(tracked(console, 8080)?, []);
 
         // The kernel picks connections up in their middle, so the packets are new ones to the rules, not invalid ones.
         assert!(!connection.client_reaches()?, "a packet of a deleted flow passed");
-        assert_eq!(tracked(console, 8080), []);
+        assert_eq!(tracked(console, 8080)?, []);
         console.nft("delete table inet only_known")?;
     }
     Ok(())
@@ -194,7 +191,7 @@ fn the_next_packet_of_this_host_makes_a_forgotten_connection_known_again() -> Re
     scene.apply("", &everybody())?;
     let mut connection = Connection::open(friend, console, console.ipv4(), 443)?;
     scene.apply("", &OTHER)?;
-    let [flow] = tracked(console, 443)[..] else { panic!("no flow") };
+    let [flow] = tracked(console, 443)?[..] else { panic!("no flow") };
     assert_eq!(console.run(|| Conntrack::open()?.delete(&flow)), Ok(true));
     assert!(connection.server_reaches()?, "what leaves is not looked at");
     assert!(connection.client_reaches()?, "the kernel takes the client's packets for replies");
@@ -264,7 +261,7 @@ fn the_service_that_is_cut_off_from_one_goes_on_for_others() -> Result<()> {
     console.run(|| -> Result<()> {
         let judge = plan.flow_judge(DynamicPorts::Possible, console.addresses());
         let (mut reader, mut cutter) = (FlowReader::open(&judge)?, Cutter::open()?);
-        for flow in tracked(console, 443) {
+        for flow in tracked(console, 443)? {
             let seen = reader.judge(&flow)?;
             assert_ne!(cutter.cut(&flow, &seen)?, Cut::Revivable);
             assert_eq!(cutter.cut(&flow, &seen)?, Cut::Gone);
@@ -388,7 +385,7 @@ fn a_connection_that_is_older_than_the_tracking_counts_as_the_peers() -> Result<
     let client = friend.run(|| TcpStream::connect_timeout(&address, PATIENCE))?;
     let mut connection = Connection { client, server: listener.accept()?.0 };
     assert!(connection.client_reaches()? && connection.server_reaches()?);
-    assert_eq!(tracked(console, 443), []);
+    assert_eq!(tracked(console, 443)?, []);
 
     scene.apply("", &OTHER)?;
     assert!(connection.server_reaches()? && connection.client_reaches()?, "the host made the connection known");

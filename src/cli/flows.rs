@@ -4,9 +4,10 @@ use super::input::identity;
 use super::output::{Answer, BOLD, Code, FAINT, GREEN, RED, count, note, styled, table};
 use super::{Error, Options};
 use crate::daemon::flows::{Cut, Cutter, DeniedFlows, FlowReader, SeenFlow, Tally, port_name, way_name};
-use crate::kernel;
+use crate::kernel::Conntrack;
 use crate::kernel::conntrack::Flow;
 use crate::plan::{DynamicPorts, FlowJudge, FlowKind, Way};
+use crate::policy::Ports;
 use anstyle::Style;
 use clap::Args;
 use serde::Serialize;
@@ -22,10 +23,10 @@ use std::net::{IpAddr, SocketAddr};
 /// denied or all denied ones were cut, 1 when there are denied ones.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  portward flows                            what passes, and by which row?
-  portward flows --denied                   which flows does the policy deny?
-  portward flows --denied --policy new.toml   which would it cost?
-  portward flows --cut                      end the denied ones")]
+  portward flows                              what passes, and by which row?
+  portward flows --denied                     which flows does the policy deny?
+  portward flows --denied --policy new.toml   which would a new policy deny?
+  portward flows --cut                        end those that it denies")]
 pub(super) struct Flows {
     /// List only the flows that the policy denies
     #[arg(long)]
@@ -72,8 +73,8 @@ impl Flows {
             });
             return Answer::json(&value, code);
         }
-        if self.cut && report.observed > 0 {
-            note(&format!("{} not ended: the policy only observes them", count_flows(report.observed)));
+        if self.cut && report.denied.observed > 0 {
+            note(&format!("{} not ended: the policy only observes them", count_flows(report.denied.observed)));
         }
         if report.denied.revivable > 0 {
             note(&format!(
@@ -99,13 +100,12 @@ impl Flows {
         let mut reader = FlowReader::open(judge)?;
         let mut cutter = if self.cut { Some(Cutter::open()?) } else { None };
         let limit = if self.all { usize::MAX } else { LISTED };
-        kernel::Conntrack::open()?.flows(|flow| {
+        Conntrack::open()?.flows(|flow| {
             report.total += 1;
             let seen = reader.judge(flow)?;
             let judgement = &seen.judgement;
             let Some(pass) = judgement.pass else {
                 tally.add(flow, judgement);
-                report.observed += u64::from(!judgement.enforced);
                 let cut = match cutter.as_mut().filter(|_| judgement.enforced) {
                     Some(cutter) => Some(cutter.cut(flow, &seen)?),
                     None => None,
@@ -140,8 +140,6 @@ struct Report {
     denied: DeniedFlows,
     /// Denied flows that are ended now, by this command or by themselves.
     ended: u64,
-    /// Denied flows that the policy only observes.
-    observed: u64,
     /// How many flows pass, by way and reason.
     passing: BTreeMap<(Way, String), u64>,
     denied_lines: Vec<Line>,
@@ -225,32 +223,12 @@ impl Report {
             text.push_str(&styled(FAINT, &format!("  and {missing} more (--all shows them)")));
             text.push('\n');
         }
-        let summary: Vec<_> = if only_denied {
-            let groups = self.denied.groups.iter().take(if missing > 0 { LISTED } else { 0 });
-            groups
-                .map(|group| {
-                    let cells = [group.direction.to_owned(), group.peer.to_string(), group.port.clone()];
-                    (group.flows, cells)
-                })
-                .collect()
-        } else {
-            let passing = self.passing.iter();
-            passing
-                .filter(|((way, _), _)| missing > 0 || *way == Way::Loopback)
-                .map(|((way, pass), flows)| (*flows, [way_name(*way).to_owned(), pass.clone(), String::new()]))
-                .collect()
-        };
+        let summary = if only_denied { self.denied_summary(missing > 0) } else { self.passing_summary(missing > 0) };
         if !summary.is_empty() {
-            text.push_str(&format!("{}\n", styled(BOLD, "in all")));
-            let width = summary.iter().map(|(flows, _)| flows.to_string().len()).max().unwrap_or_default();
-            let lines: Vec<_> = summary
-                .into_iter()
-                .map(|(flows, [way, one, two])| ([format!("  {flows:>width$}"), way, one, two], Style::new()))
-                .collect();
-            text.push_str(&table(&lines));
+            text.push_str(&format!("{}\n{}", styled(BOLD, "in all"), table(&summary)));
         }
         if let Some(line) = self.listed.first().filter(|line| line.allowed_by.is_none() && !line.cut)
-            && line.port.contains('/')
+            && line.port.parse::<Ports>().is_ok()
         {
             let end = if line.direction == "out" { "--to" } else { "--from" };
             let hint = format!("`portward explain {end} {} --port {}` says why it is denied", line.peer, line.port);
@@ -258,6 +236,26 @@ impl Report {
             text.push('\n');
         }
         text
+    }
+
+    /// Who is denied what, where not every flow is listed.
+    fn denied_summary(&self, is_shortened: bool) -> Vec<([String; 4], Style)> {
+        let shown = if is_shortened { LISTED } else { 0 };
+        let lines = self.denied.groups.iter().take(shown).map(|group| {
+            let cells =
+                [format!("  {}", group.flows), group.direction.to_owned(), group.peer.to_string(), group.port.clone()];
+            (cells, Style::new())
+        });
+        lines.collect()
+    }
+
+    /// What passes by what, where not every flow is listed. The host's own traffic with itself never is.
+    fn passing_summary(&self, is_shortened: bool) -> Vec<([String; 4], Style)> {
+        let shown = self.passing.iter().filter(|((way, _), _)| is_shortened || *way == Way::Loopback);
+        let lines = shown.map(|((way, pass), flows)| {
+            ([format!("  {flows}"), way_name(*way).to_owned(), pass.clone(), String::new()], Style::new())
+        });
+        lines.collect()
     }
 
     fn passing_json(&self) -> serde_json::Value {

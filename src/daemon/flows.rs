@@ -30,6 +30,8 @@ const ICMPV6: (u8, u8) = (58, 128);
 pub struct DeniedFlows {
     /// How many there are.
     pub denied: u64,
+    /// How many of them the policy only observes: they are never ended.
+    pub observed: u64,
     /// How many of them were ended.
     pub cut: u64,
     /// How many of the ended ones may come back, because the kernel cannot end the host's own socket
@@ -309,6 +311,7 @@ impl Tally {
     /// Counts a flow that this judgement denies.
     pub fn add(&mut self, flow: &Flow, judgement: &Judgement<'_>) {
         self.denied.denied += 1;
+        self.denied.observed += u64::from(!judgement.enforced);
         let key = (judgement.way, judgement.peer, flow.protocol, judgement.port);
         let is_full = self.groups.len() >= MOST_GROUPS;
         match self.groups.get_mut(&key) {
