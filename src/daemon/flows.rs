@@ -115,11 +115,9 @@ pub fn cut_closed(judge: &FlowJudge<'_>, closed: &[OpenPort]) -> Result<DeniedFl
     }
     cut_where(judge, |SeenFlow { start, judgement, .. }| {
         let FlowKind::Ports(protocol, _, port) = start.kind else { return false };
-        let is_port = |number| port == number || start.rewritten_from == Some(number);
-        matches!(judgement.way, Way::In | Way::Through)
+        judgement.way == Way::In
             && closed.iter().any(|closed| {
-                closed.protocol == protocol
-                    && is_port(closed.port)
+                (closed.protocol, closed.port) == (protocol, port)
                     && closed.scope.overlaps(LocalScope::Address(start.destination))
             })
     })
