@@ -50,6 +50,8 @@ pub(super) struct Flows {
 
 /// So many flows are listed without `--all`.
 const LISTED: usize = 50;
+/// So many pairs of peer and port are summed up.
+const GROUPS_SHOWN: usize = 10;
 
 impl Flows {
     pub(super) fn run(&self, options: &Options) -> Result<Answer, Error> {
@@ -159,6 +161,9 @@ struct Line {
     address: IpAddr,
     /// The port that was opened to, with its protocol.
     port: String,
+    /// The same, to sort by.
+    #[serde(skip)]
+    ports: Option<Ports>,
     /// The port before it was rewritten on this host.
     rewritten_from: Option<u16>,
     state: String,
@@ -183,6 +188,7 @@ impl Line {
             peer_port,
             address,
             port: port_name(judgement.port, flow.protocol),
+            ports: judgement.port,
             rewritten_from: start.rewritten_from.filter(|port| *port != 0),
             state: flow.state(),
             allowed_by: judgement.pass.map(|pass| pass.to_string()),
@@ -191,8 +197,8 @@ impl Line {
         }
     }
 
-    fn order(&self) -> (&'static str, String, IpAddr, Option<u16>) {
-        (self.direction, self.port.clone(), self.peer, self.peer_port)
+    fn order(&self) -> (&'static str, Option<Ports>, IpAddr, Option<u16>) {
+        (self.direction, self.ports, self.peer, self.peer_port)
     }
 
     fn cells(&self) -> ([String; 5], Style) {
@@ -228,7 +234,7 @@ impl Report {
             text.push_str(&format!("{}\n{}", styled(BOLD, "in all"), table(&summary)));
         }
         if let Some(line) = self.listed.first().filter(|line| line.allowed_by.is_none() && !line.cut)
-            && line.port.parse::<Ports>().is_ok()
+            && line.ports.is_some()
         {
             let end = if line.direction == "out" { "--to" } else { "--from" };
             let hint = format!("`portward explain {end} {} --port {}` says why it is denied", line.peer, line.port);
@@ -238,10 +244,10 @@ impl Report {
         text
     }
 
-    /// Who is denied what, where not every flow is listed.
+    /// Who is denied what in several flows, where not every one is listed.
     fn denied_summary(&self, is_shortened: bool) -> Vec<([String; 4], Style)> {
-        let shown = if is_shortened { LISTED } else { 0 };
-        let lines = self.denied.groups.iter().take(shown).map(|group| {
+        let shown = if is_shortened { GROUPS_SHOWN } else { 0 };
+        let lines = self.denied.groups.iter().filter(|group| group.flows > 1).take(shown).map(|group| {
             let cells =
                 [format!("  {}", group.flows), group.direction.to_owned(), group.peer.to_string(), group.port.clone()];
             (cells, Style::new())
