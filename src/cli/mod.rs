@@ -11,6 +11,7 @@ mod completions;
 mod diff;
 mod down;
 mod explain;
+mod flows;
 mod input;
 mod man;
 mod output;
@@ -50,6 +51,7 @@ Begin with `portward run --sandbox`, which is safe anywhere, or `portward check`
   portward diff                                       what would change in the kernel?
   systemctl start portward                            enforce it, and follow the file
   portward status                                     is it enforced?
+  portward flows --denied                             does anything go on that it denies?
 
 Exit codes:
   0  all is well
@@ -98,6 +100,7 @@ enum Command {
     Check(check::Check),
     Show(show::Show),
     Explain(explain::Explain),
+    Flows(flows::Flows),
     Diff(diff::Diff),
     Apply(apply::Apply),
     Down(down::Down),
@@ -158,6 +161,7 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(&cli.options),
         Command::Show(command) => command.run(&cli.options),
         Command::Explain(command) => command.run(&cli.options),
+        Command::Flows(command) => command.run(&cli.options),
         Command::Diff(command) => command.run(&cli.options),
         Command::Apply(command) => command.run(&cli.options),
         Command::Down(command) => command.run(),

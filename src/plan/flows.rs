@@ -27,6 +27,18 @@ pub struct FlowStart {
     pub expected: bool,
 }
 
+impl FlowStart {
+    /// The same flow as if the other side had begun it. Connection tracking that sees a connection in its middle takes
+    /// the sender of the first packet for the one that began it.
+    pub fn reversed(self) -> Self {
+        let kind = match self.kind {
+            FlowKind::Ports(protocol, source, destination) => FlowKind::Ports(protocol, destination, source),
+            kind => kind,
+        };
+        Self { kind, source: self.destination, destination: self.source, rewritten_from: None, ..self }
+    }
+}
+
 /// The kind of packets that a flow is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FlowKind {
@@ -134,8 +146,8 @@ struct Grant<'j> {
     pass: Pass<'j>,
     /// Index into the sets of peers.
     peers: usize,
-    /// To which of the host's addresses.
-    scope: LocalScope,
+    /// For a dynamic port, to which of the host's addresses it is open.
+    scope: Option<LocalScope>,
 }
 
 impl<'a> Plan<'a> {
@@ -150,7 +162,7 @@ impl<'a> Plan<'a> {
         let mut builder = Builder::default();
         for allowance in &self.allowances {
             let peers = builder.peers(&allowance.peers);
-            let grant = Grant { pass: Pass::Row(allowance.row), peers, scope: LocalScope::Any };
+            let grant = Grant { pass: Pass::Row(allowance.row), peers, scope: None };
             let side = match allowance.direction {
                 Direction::Ingress => &mut builder.ingress,
                 Direction::Egress => &mut builder.egress,
@@ -175,7 +187,9 @@ impl<'a> Plan<'a> {
             };
             for (ports, scope) in open {
                 for &peers in &peers {
-                    builder.ingress.add(Grant { pass: Pass::Dynamic(&service.name), peers, scope }, &[ports]);
+                    builder
+                        .ingress
+                        .add(Grant { pass: Pass::Dynamic(&service.name), peers, scope: Some(scope) }, &[ports]);
                 }
             }
         }
@@ -302,20 +316,20 @@ impl<'j> FlowJudge<'j> {
             FlowKind::Ports(protocol, ..) => Some(Ports::Range(protocol, PortRange::single(original))),
             FlowKind::Echo | FlowKind::Other => None,
         });
-        let is_allowed = |index: &PortIndex<'j>, port: Option<Ports>| self.grant(index, port?, peer, flow.destination);
+        // A dynamic port was verified for the process that has it, and not for the one that a rewritten packet reaches.
+        let by_port = |index| self.grant(index, port?, peer, Some(flow.destination));
+        let by_original_port = || self.grant(&self.ingress, original_port?, peer, None);
         let policy = self.plan.policy;
         let pass = match way {
             Way::Loopback => Some(Pass::Loopback),
             Way::Out if policy.egress == EgressMode::Off => Some(Pass::EgressOff),
             Way::Through if flow.rewritten_from.is_none() => Some(Pass::Forwarded),
             _ if flow.expected => Some(Pass::Related),
-            Way::In => is_allowed(&self.ingress, port)
-                .or_else(|| is_allowed(&self.ingress, original_port))
+            Way::In => by_port(&self.ingress)
+                .or_else(by_original_port)
                 .or_else(|| is_dhcp(flow, [(67, 68), (547, 546)]).then_some(Pass::Dhcp)),
-            Way::Through => is_allowed(&self.ingress, original_port),
-            Way::Out => {
-                is_allowed(&self.egress, port).or_else(|| is_dhcp(flow, [(68, 67), (546, 547)]).then_some(Pass::Dhcp))
-            }
+            Way::Through => by_original_port(),
+            Way::Out => by_port(&self.egress).or_else(|| is_dhcp(flow, [(68, 67), (546, 547)]).then_some(Pass::Dhcp)),
         };
         let enforced = match way {
             Way::Out => policy.egress == EgressMode::Enforce,
@@ -326,10 +340,16 @@ impl<'j> FlowJudge<'j> {
         Judgement { way, peer, port, pass, enforced }
     }
 
-    fn grant(&self, index: &PortIndex<'j>, port: Ports, peer: IpAddr, destination: IpAddr) -> Option<Pass<'j>> {
+    /// What opens the port to the peer; dynamic services only for packets to this address of the host.
+    fn grant(&self, index: &PortIndex<'j>, port: Ports, peer: IpAddr, dynamic_to: Option<IpAddr>) -> Option<Pass<'j>> {
+        let is_open = |grant: &&Grant<'j>| match (grant.scope, dynamic_to) {
+            (None, _) => true,
+            (Some(scope), Some(address)) => scope.overlaps(LocalScope::Address(address)),
+            (Some(_), None) => false,
+        };
         index
             .grants(port)
-            .filter(|grant| grant.scope.overlaps(LocalScope::Address(destination)))
+            .filter(is_open)
             .find(|grant| self.peers.get(grant.peers).is_some_and(|peers| peers.contains(peer)))
             .map(|grant| grant.pass)
     }
@@ -703,5 +723,8 @@ roles = ["event-processor"]
         assert_eq!(pass(open, "203.0.113.9", 40_003), None);
         assert_eq!(pass(possible, "203.0.113.9", 40_003).as_deref(), Some("dynamic broker"));
         assert_eq!(pass(possible, "203.0.113.9", 32_767), None);
+        let redirected =
+            FlowStart { rewritten_from: Some(40_001), ..start(FlowKind::Ports(Tcp, 1025, 9), "203.0.113.9", OWN[0]) };
+        assert_eq!(plan.flow_judge(open, &own_addresses()).judge(&redirected).pass, None, "another process has port 9");
     }
 }
