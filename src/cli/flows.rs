@@ -1,8 +1,9 @@
 //! `portward flows`.
 
-use super::input::identity;
+use super::input::{dynamic_report, identity};
 use super::output::{Answer, BOLD, Code, FAINT, GREEN, RED, count, note, styled, table};
 use super::{Error, Options};
+use crate::daemon::DEFAULT_CONTROL_SOCKET;
 use crate::daemon::flows::{Cut, Cutter, DeniedFlows, FlowReader, SeenFlow, Tally, port_name, way_name};
 use crate::kernel::Conntrack;
 use crate::kernel::conntrack::Flow;
@@ -14,12 +15,14 @@ use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 /// List the flows of this host, and which of them the policy denies
 ///
 /// Connection tracking lets an established flow go on although a policy that has become tighter would not let it begin.
 /// Here every tracked flow of the host is judged as if it began now: it is listed with the row that allows it, or as
-/// denied. Root is needed. A port that the policy may open dynamically counts as open. The exit code is 0 when no flow is
+/// denied. Root is needed. Dynamic ports count as open when the running daemon has opened them; when no daemon answers, all
+/// that the policy may open do. The exit code is 0 when no flow is
 /// denied or all denied ones were cut, 1 when there are denied ones.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -43,6 +46,10 @@ pub(super) struct Flows {
     #[arg(long)]
     all: bool,
 
+    /// The daemon's control socket, for the dynamic ports that are open
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
+    control_socket: PathBuf,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -59,7 +66,10 @@ impl Flows {
         let identity = identity()?;
         let (host, found) = site.find(&options.choice(), &identity)?;
         let plan = site.plan(host);
-        let judge = plan.flow_judge(DynamicPorts::Possible, &identity.addresses);
+        let open = dynamic_report(&self.control_socket).map(|report| report.open_ports());
+        // Without a daemon to ask, whatever may be open counts as open, so that nothing is ended by mistake.
+        let dynamic = open.as_ref().map_or(DynamicPorts::Possible, DynamicPorts::Open);
+        let judge = plan.flow_judge(dynamic, &identity.addresses);
         let report = self.report(&judge)?;
 
         let remaining = report.denied.denied - report.ended;

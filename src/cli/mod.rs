@@ -12,7 +12,9 @@ mod diff;
 mod down;
 mod explain;
 mod flows;
+mod imq;
 mod input;
+mod listeners;
 mod man;
 mod output;
 mod reload;
@@ -20,8 +22,8 @@ mod run;
 mod show;
 mod status;
 
-use crate::daemon::{self, ClientError, describe, load, reconcile, sandbox};
-use crate::kernel;
+use crate::daemon::{self, ClientError, load, reconcile, sandbox};
+use crate::{describe, kernel};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use output::{Answer, Code};
 use std::io;
@@ -107,6 +109,8 @@ enum Command {
     Run(run::Run),
     Status(status::Status),
     Reload(reload::Reload),
+    Listeners(listeners::Listeners),
+    Imq(imq::Imq),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -126,11 +130,15 @@ enum Error {
     Sandbox(#[from] sandbox::Error),
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Listeners(#[from] crate::listeners::Error),
     /// What the daemon answered.
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
     Usage(String),
+    #[error("the runtime cannot be started")]
+    Runtime(#[source] io::Error),
     #[error(
         "the log level `{level}` cannot be read; expected error, warn, info, debug, trace, or directives such as info,portward::daemon=debug"
     )]
@@ -168,6 +176,8 @@ pub fn main() -> ExitCode {
         Command::Run(command) => command.run(&cli.options),
         Command::Status(command) => command.run(),
         Command::Reload(command) => command.run(),
+        Command::Listeners(command) => command.run(&cli.options),
+        Command::Imq(command) => command.run(&cli.options),
         Command::Completions(command) => Ok(command.run(Cli::command())),
         Command::Man(command) => command.run(Cli::command()),
     };

@@ -5,8 +5,8 @@
 
 use super::dynamic::{LocalScope, OpenPort, OpenPorts};
 use super::ports::segments;
-use super::{Direction, Peers, Plan, RowRef, Tunnel, allowance};
-use crate::policy::{DynamicService, EgressMode, Exposure, Members, Mode, PartyKind, Ports};
+use super::{Direction, Exposed, Peers, Plan, RowRef};
+use crate::policy::{EgressMode, Members, Mode, Ports};
 use crate::ruleset::{PortRange, Protocol};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
@@ -169,11 +169,8 @@ impl<'a> Plan<'a> {
             };
             side.add(grant, &allowance.ports);
         }
-        for service in self.policy.dynamic.values().filter(|service| service.enabled) {
-            if !service.when.iter().all(|condition| allowance::holds(condition, self.policy)) {
-                continue;
-            }
-            let peers: Vec<usize> = self.peers_of_service(service).iter().map(|peers| builder.peers(peers)).collect();
+        for Exposed { service, permissions } in &self.dynamic {
+            let peers: Vec<usize> = permissions.iter().map(|permission| builder.peers(&permission.peers)).collect();
             let open: Vec<(Ports, LocalScope)> = match dynamic {
                 DynamicPorts::Possible => service.ports.iter().map(|ports| (*ports, LocalScope::Any)).collect(),
                 DynamicPorts::Open(open) => open
@@ -199,28 +196,6 @@ impl<'a> Plan<'a> {
             peers: builder.indexes,
             ingress: builder.ingress.finish(),
             egress: builder.egress.finish(),
-        }
-    }
-
-    /// Who may reach the dynamic ports of a service.
-    fn peers_of_service(&self, service: &DynamicService) -> Vec<Peers<'a>> {
-        match &service.exposure {
-            Exposure::Row(id) => self
-                .allowances
-                .iter()
-                .filter(|allowance| allowance.direction == Direction::Ingress)
-                .filter(|allowance| allowance.row == RowRef::Catalogue(id))
-                .map(|allowance| allowance.peers.clone())
-                .collect(),
-            Exposure::From(parties) => {
-                let view = self.view();
-                let groups = parties.iter().filter_map(|party| match &party.kind {
-                    PartyKind::Group(group) => Some(view.peers(group, Tunnel::Any, None)),
-                    _ => None,
-                });
-                let label = format!("dynamic/{}", service.name);
-                groups.chain([view.named_peers(label, parties)]).collect()
-            }
         }
     }
 }
@@ -429,6 +404,7 @@ mod tests {
     use super::*;
     use crate::plan::{Query, Verdict};
     use crate::policy::{Catalogue, Loaded, Policy};
+    use crate::policy::{DynamicService, Exposure, PartyKind};
     use crate::ruleset::Protocol::{Tcp, Udp};
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -556,7 +532,7 @@ mod tests {
             let judge = plan.flow_judge(DynamicPorts::Open(&OpenPorts::new()), &own_addresses());
             for (direction, peer, port) in asked {
                 let peer: IpAddr = peer.parse().unwrap();
-                let explained = plan.explain(&Query { direction, peer, port });
+                let explained = plan.explain(&Query { direction, peer, port }, &OpenPorts::new());
                 let judged = judge.judge(&flow(direction, peer, port));
                 prop_assert_eq!(
                     judged.pass.is_some(), explained.verdict == Verdict::Allowed,
