@@ -701,7 +701,7 @@ impl Loop {
         }
         self.next_doubt = now + DOUBT;
         self.doubts += 1;
-        let all = self.doubts % ALL_DOUBTED == 0;
+        let all = self.doubts.is_multiple_of(ALL_DOUBTED);
         let mut doubtful: BTreeSet<u64> =
             self.services.iter().flat_map(|tracked| &tracked.listening).copied().collect();
         for tracked in self.services.iter().filter(|tracked| all || !tracked.owners.is_empty()) {
