@@ -17,6 +17,7 @@ pub mod probe;
 pub mod program;
 pub mod rpc;
 pub mod service;
+pub mod site;
 
 pub use lab::{Host, HostSpec, Lab};
 pub use probe::{Kind, Outcome, Probe};

@@ -3,33 +3,21 @@
 
 #![allow(clippy::unwrap_used)] // A test that cannot go on has failed.
 
-use anyhow::Result;
 use nix::sys::signal::Signal;
 use portward_integration_tests::portward::{Daemon, portward, text};
-use portward_integration_tests::probe::{QUIET, one, one_denied};
-use portward_integration_tests::service::{Service, program};
-use portward_integration_tests::{Host, HostSpec, Kind, Lab, Outcome, Probe};
+use portward_integration_tests::probe::QUIET;
+use portward_integration_tests::service::{self, Service};
+use portward_integration_tests::site::{PATIENCE, Site};
+use portward_integration_tests::{HostSpec, Lab};
 use serde_json::Value;
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
-/// Long enough for a loaded machine; nothing waits for it when all is well.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A user without any privilege: `nobody` of Debian and RHEL.
 const NOBODY: u32 = 65534;
-
-/// A processor with a daemon, the console that may reach its dynamic ports, and a stranger.
-struct Site {
-    daemon: Daemon,
-    folder: TempDir,
-    lab: Lab,
-}
 
 /// The policy, with this `[dynamic.app]`.
 fn policy(app: &str) -> String {
@@ -53,7 +41,7 @@ roles = [\"event-processor\"]
 
 /// A service whose process is the stand-in, run by root.
 fn app(more: &str) -> String {
-    let program = program().unwrap();
+    let program = service::path().unwrap();
     format!(
         "anchor = \"9000/tcp\"
 process = {{ user = \"root\", exe = [\"{}\"] }}
@@ -65,107 +53,12 @@ from = [\"console\"]
     )
 }
 
-impl Site {
-    fn new(app: &str) -> Result<Self> {
-        Self::with(app, &[])
-    }
+fn site(app: &str) -> Site {
+    site_with(app, &[])
+}
 
-    fn with(app: &str, options: &[&str]) -> Result<Self> {
-        let lab = Lab::new(&[
-            HostSpec::new("console", &["192.0.2.1", "2001:db8::1"]),
-            HostSpec::new("ep", &["192.0.2.2", "192.0.2.22", "2001:db8::2"]),
-            HostSpec::new("stranger", &["192.0.2.66", "2001:db8::66"]),
-        ])?;
-        let folder = tempfile::tempdir()?;
-        fs::write(folder.path().join("policy.toml"), policy(app))?;
-        let daemon =
-            Daemon::start_with(lab.host("ep"), &folder.path().join("policy.toml"), "ep", folder.path(), options)?;
-        Ok(Self { daemon, folder, lab })
-    }
-
-    fn ep(&self) -> &Host {
-        self.lab.host("ep")
-    }
-
-    fn probe(&self, from: &str, to: &str, port: u16) -> Probe {
-        let to: IpAddr = to.parse().unwrap();
-        let from = self.lab.host(from);
-        Probe { from: if to.is_ipv4() { from.ipv4() } else { from.ipv6() }, to, kind: Kind::Tcp(port) }
-    }
-
-    /// Whether the console can connect, now or at the first retransmission.
-    fn passes(&self, to: &str, port: u16) -> bool {
-        one(self.lab.host("console"), self.probe("console", to, port)) == Outcome::Passed
-    }
-
-    fn denied(&self, from: &str, to: &str, port: u16) -> bool {
-        one_denied(self.lab.host(from), self.probe(from, to, port)) == Outcome::Silent
-    }
-
-    /// What the daemon says of the service.
-    fn service(&self, name: &str) -> Value {
-        let answer = portward(
-            self.ep(),
-            &["status", "--json", "--control-socket", text(&self.folder.path().join("control.sock")).unwrap()],
-        )
-        .unwrap();
-        let status: Value = serde_json::from_str(&answer.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {}{}\n{}", answer.stdout, answer.stderr, self.daemon.log()));
-        let services = status["dynamic"]["services"].as_array().unwrap();
-        services.iter().find(|service| service["name"] == name).cloned().unwrap_or(Value::Null)
-    }
-
-    /// Waits until the daemon says so of the service.
-    fn wait(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let service = self.service("app");
-            if condition(&service) {
-                return service;
-            }
-            assert!(Instant::now() < deadline, "{what}: {service:#}\n{}", self.daemon.log());
-            sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn wait_refused(&self, port: u16) -> String {
-        let name = format!("{port}/tcp");
-        let why = |service: &Value| {
-            let refused = service["refused"].as_array()?.iter().find(|refused| refused["port"] == *name)?.clone();
-            Some(refused["why"].as_str()?.to_owned())
-        };
-        why(&self.wait(&format!("{name} is refused"), |service| why(service).is_some())).unwrap()
-    }
-
-    fn wait_condition(&self, condition: &str) -> Value {
-        self.wait(condition, |service| service["condition"] == condition)
-    }
-
-    /// The ports in the kernel's map.
-    fn open_in_kernel(&self) -> Vec<u16> {
-        let table = portward_integration_tests::portward::table(self.ep()).unwrap().expect("there is a table");
-        table.maps["dynamic_tcp"].elements.iter().map(|(range, _)| range.first).collect()
-    }
-
-    /// Waits until these and no other ports are open in the kernel.
-    fn wait_open(&self, ports: &[u16]) {
-        let mut ports = ports.to_vec();
-        ports.sort_unstable();
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let open = self.open_in_kernel();
-            if open == ports {
-                return;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "open: {open:?}, not {ports:?}: {:#}\n{}",
-                self.service("app"),
-                self.daemon.log()
-            );
-            sleep(Duration::from_millis(5));
-        }
-    }
+fn site_with(app: &str, options: &[&str]) -> Site {
+    Site::start(&policy(app), "ep", "app", options).unwrap()
 }
 
 /// Most tests run with the kernel's events and by polling alike.
@@ -177,20 +70,20 @@ fn both_ways(test: impl Fn(&[&str])) {
 #[test]
 fn a_port_opens_when_its_process_listens_and_closes_when_it_stops() {
     both_ways(|options| {
-        let site = Site::with(&app(""), options).unwrap();
-        let mut service = Service::start(site.ep()).unwrap();
+        let site = site_with(&app(""), options);
+        let mut service = Service::start(site.host()).unwrap();
         service.listen("tcp [::]:9000").unwrap();
         let port = service.listen("tcp [::]:0").unwrap();
         // As soon as listen() has returned, the first SYN or its first retransmission gets through.
-        assert!(site.passes("192.0.2.2", port), "{}", site.daemon.log());
-        assert!(site.passes("2001:db8::2", port));
+        assert!(site.passes("console", "192.0.2.2", port), "{}", site.daemon.log());
+        assert!(site.passes("console", "2001:db8::2", port));
         assert!(site.denied("stranger", "192.0.2.2", port));
         assert!(site.denied("stranger", "2001:db8::2", port));
         service.tell(&format!("close {port}")).unwrap();
         site.wait_open(&[]);
         let ports: Vec<u16> = (0..3).map(|_| service.listen("tcp [::]:0").unwrap()).collect();
         site.wait_open(&ports);
-        service.kill();
+        service.kill().unwrap();
         site.wait_open(&[]);
         assert_eq!(site.wait_condition("absent")["open"], Value::Array(Vec::new()));
     });
@@ -198,7 +91,7 @@ fn a_port_opens_when_its_process_listens_and_closes_when_it_stops() {
 
 #[test]
 fn the_way_it_is_noticed_is_told() {
-    let site = Site::new(&app("")).unwrap();
+    let site = site(&app(""));
     site.wait_condition("absent");
     let text = site.daemon.control("status").unwrap().stdout;
     let expected = match cfg!(feature = "bpf") {
@@ -206,7 +99,7 @@ fn the_way_it_is_noticed_is_told() {
         false => "looked at every 250 ms: this build of portward has no BPF programs (feature `bpf`)",
     };
     assert!(text.contains(expected), "{text}\n{}", site.daemon.log());
-    let site = Site::with(&app(""), &["--listener-events", "poll", "--listener-poll", "100"]).unwrap();
+    let site = site_with(&app(""), &["--listener-events", "poll", "--listener-poll", "100"]);
     site.wait_condition("absent");
     let text = site.daemon.control("status").unwrap().stdout;
     assert!(text.contains("looked at every 100 ms: switched off by --listener-events poll"), "{text}");
@@ -215,8 +108,8 @@ fn the_way_it_is_noticed_is_told() {
 #[test]
 fn each_family_and_address_opens_for_itself() {
     both_ways(|options| {
-        let site = Site::with(&app("limit = 8"), options).unwrap();
-        let mut service = Service::start(site.ep()).unwrap();
+        let site = site_with(&app("limit = 8"), options);
+        let mut service = Service::start(site.host()).unwrap();
         service.listen("tcp [::]:9000").unwrap();
         let only_ipv4 = service.listen("tcp 0.0.0.0:0").unwrap();
         let only_ipv6 = service.listen("tcp [::]:0 v6only").unwrap();
@@ -227,11 +120,11 @@ fn each_family_and_address_opens_for_itself() {
         let local_ipv6 = service.listen("tcp [::1]:0").unwrap();
         let local_device = service.listen("tcp [::]:0 dev lo").unwrap();
         site.wait_open(&[only_ipv4, only_ipv6, mapped, one_address, one_address_ipv6]);
-        assert!(site.passes("192.0.2.2", only_ipv4) && site.passes("192.0.2.22", only_ipv4));
-        assert!(site.passes("2001:db8::2", only_ipv6));
-        assert!(site.passes("192.0.2.2", mapped));
-        assert!(site.passes("192.0.2.22", one_address));
-        assert!(site.passes("2001:db8::2", one_address_ipv6));
+        assert!(site.passes("console", "192.0.2.2", only_ipv4) && site.passes("console", "192.0.2.22", only_ipv4));
+        assert!(site.passes("console", "2001:db8::2", only_ipv6));
+        assert!(site.passes("console", "192.0.2.2", mapped));
+        assert!(site.passes("console", "192.0.2.22", one_address));
+        assert!(site.passes("console", "2001:db8::2", one_address_ipv6));
         // Nobody listens there, and the firewall does not even let the question through.
         for (to, port) in [
             ("2001:db8::2", only_ipv4),
@@ -251,14 +144,11 @@ fn each_family_and_address_opens_for_itself() {
 #[test]
 fn udp_ports_are_followed_as_well() {
     both_ways(|options| {
-        let site = Site::with(&app(""), options).unwrap();
-        let mut service = Service::start(site.ep()).unwrap();
+        let site = site_with(&app(""), options);
+        let mut service = Service::start(site.host()).unwrap();
         service.listen("tcp [::]:9000").unwrap();
         let port = service.listen("udp [::]:0").unwrap();
-        let is_open = || {
-            let table = portward_integration_tests::portward::table(site.ep()).unwrap().unwrap();
-            table.maps["dynamic_udp"].elements.iter().any(|(range, _)| range.first == port)
-        };
+        let is_open = || site.open("udp").contains(&port);
         let wait = |wanted: bool| {
             let deadline = Instant::now() + PATIENCE;
             while is_open() != wanted {
@@ -274,8 +164,8 @@ fn udp_ports_are_followed_as_well() {
 
 #[test]
 fn the_limit_and_the_range_bound_what_a_service_may_open() {
-    let site = Site::new(&app("limit = 2")).unwrap();
-    let mut service = Service::start(site.ep()).unwrap();
+    let site = site(&app("limit = 2"));
+    let mut service = Service::start(site.host()).unwrap();
     service.listen("tcp [::]:9000").unwrap();
     let first = service.listen("tcp [::]:50001").unwrap();
     let second = service.listen("tcp [::]:50002").unwrap();
@@ -288,20 +178,20 @@ fn the_limit_and_the_range_bound_what_a_service_may_open() {
     service.tell("close 50001").unwrap();
     site.wait_open(&[third, second]);
     // A policy that allows more opens more, and one that allows none closes all.
-    fs::write(site.folder.path().join("policy.toml"), policy(&app("limit = 3"))).unwrap();
+    fs::write(site.policy(), policy(&app("limit = 3"))).unwrap();
     site.daemon.reload().unwrap();
     service.listen("tcp [::]:50001").unwrap();
     site.wait_open(&[50000, 50001, 50002]);
-    fs::write(site.folder.path().join("policy.toml"), policy(&app("enabled = false"))).unwrap();
+    fs::write(site.policy(), policy(&app("enabled = false"))).unwrap();
     site.daemon.reload().unwrap();
-    let table = portward_integration_tests::portward::table(site.ep()).unwrap().unwrap();
+    let table = portward_integration_tests::portward::table(site.host()).unwrap().unwrap();
     assert!(table.maps.get("dynamic_tcp").is_none_or(|map| map.elements.is_empty()));
 }
 
 #[test]
 fn a_restarted_daemon_verifies_everything_anew_and_loses_no_port() {
-    let mut site = Site::new(&app("")).unwrap();
-    let mut service = Service::start(site.ep()).unwrap();
+    let mut site = site(&app(""));
+    let mut service = Service::start(site.host()).unwrap();
     service.listen("tcp [::]:9000").unwrap();
     let stays = service.listen("tcp [::]:50001").unwrap();
     let goes = service.listen("tcp [::]:50002").unwrap();
@@ -309,27 +199,19 @@ fn a_restarted_daemon_verifies_everything_anew_and_loses_no_port() {
     site.daemon.end(Signal::SIGKILL).unwrap();
     service.tell(&format!("close {goes}")).unwrap();
     // Somebody else takes the port that is still open in the kernel.
-    let mut thief = Service::start_as(site.ep(), NOBODY).unwrap();
+    let mut thief = Service::start_as(site.host(), NOBODY).unwrap();
     thief.listen(&format!("tcp [::]:{goes}")).unwrap();
-    let policy = site.folder.path().join("policy.toml");
-    site.daemon = Daemon::start(site.lab.host("ep"), &policy, "ep", site.folder.path()).unwrap();
+    site.start_again().unwrap();
     // When the daemon says that it is ready, that is so already.
-    assert_eq!(site.open_in_kernel(), [stays]);
+    assert_eq!(site.open("tcp"), [stays]);
     assert!(site.denied("console", "192.0.2.2", goes));
 }
 
 #[test]
 fn a_service_that_restarts_all_the_time_does_not_flood_the_kernel() {
-    let site = Site::new(&app("limit = 1000")).unwrap();
-    let generation = || -> u64 {
-        let text = site.ep().nft_output(&["-j", "list", "ruleset"]).unwrap();
-        assert!(!text.is_empty());
-        let answer =
-            portward(site.ep(), &["status", "--json", "--control-socket", text_of(site.folder.path()).as_str()])
-                .unwrap();
-        serde_json::from_str::<Value>(&answer.stdout).unwrap()["generation"].as_u64().unwrap()
-    };
-    let mut service = Service::start(site.ep()).unwrap();
+    let site = site(&app("limit = 1000"));
+    let generation = || -> u64 { site.status()["generation"].as_u64().unwrap() };
+    let mut service = Service::start(site.host()).unwrap();
     service.listen("tcp [::]:9000").unwrap();
     site.wait_condition("tracked");
     let before = generation();
@@ -342,21 +224,17 @@ fn a_service_that_restarts_all_the_time_does_not_flood_the_kernel() {
     assert!(transactions > 0 || !cfg!(feature = "bpf"));
 }
 
-fn text_of(folder: &Path) -> String {
-    text(&folder.join("control.sock")).unwrap().to_owned()
-}
-
 #[test]
 fn connections_of_a_closed_port_go_on_or_are_cut() {
     use std::io::{Read, Write};
     use std::net::TcpStream;
     for (more, survives) in [("", true), ("on-close = \"cut\"", false)] {
-        let site = Site::new(&app(more)).unwrap();
-        let mut service = Service::start(site.ep()).unwrap();
+        let site = site(&app(more));
+        let mut service = Service::start(site.host()).unwrap();
         service.listen("tcp [::]:9000").unwrap();
         let port = service.listen("tcp [::]:0").unwrap();
         site.wait_open(&[port]);
-        let mut stream = site.lab.host("console").run(|| TcpStream::connect(("192.0.2.2", port))).unwrap();
+        let mut stream = site.lab().host("console").run(|| TcpStream::connect(("192.0.2.2", port))).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let mut echo = || -> std::io::Result<()> {
             stream.write_all(b"x")?;
@@ -375,34 +253,34 @@ fn connections_of_a_closed_port_go_on_or_are_cut() {
 #[test]
 fn an_unprivileged_user_takes_the_anchor_first() {
     both_ways(|options| {
-        let site = Site::with(&app(""), options).unwrap();
-        let mut thief = Service::start_as(site.ep(), NOBODY).unwrap();
+        let site = site_with(&app(""), options);
+        let mut thief = Service::start_as(site.host(), NOBODY).unwrap();
         thief.listen("tcp [::]:9000").unwrap();
         let port = thief.listen("tcp [::]:0").unwrap();
         let service = site.wait_condition("unverified");
         assert!(service["detail"].as_str().unwrap().contains("not by root"), "{service}");
         assert!(site.denied("console", "192.0.2.2", port));
-        assert!(site.open_in_kernel().is_empty());
+        assert!(site.open("tcp").is_empty());
     });
 }
 
 #[test]
 fn another_program_of_the_right_user_takes_the_anchor() {
-    let site = Site::new(&app("")).unwrap();
+    let site = site(&app(""));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
-    fs::copy(program().unwrap(), &copy).unwrap();
-    let mut thief = Service::start_command(site.ep(), &mut Command::new(&copy)).unwrap();
+    fs::copy(service::path().unwrap(), &copy).unwrap();
+    let mut thief = Service::start_command(site.host(), &mut Command::new(&copy)).unwrap();
     thief.listen("tcp [::]:9000").unwrap();
     thief.listen("tcp [::]:0").unwrap();
     site.wait_condition("unverified");
-    assert!(site.open_in_kernel().is_empty());
+    assert!(site.open("tcp").is_empty());
 }
 
 #[test]
 fn names_and_arguments_are_faked() {
-    let name = program().unwrap().canonicalize().unwrap();
-    let site = Site::new(&app("").replace("exe =", "args = [\"genuine\"], exe =")).unwrap();
+    let name = service::path().unwrap().canonicalize().unwrap();
+    let site = site(&app("").replace("exe =", "args = [\"genuine\"], exe ="));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
     fs::copy(&name, &copy).unwrap();
@@ -410,15 +288,15 @@ fn names_and_arguments_are_faked() {
     command.arg0(&name).arg("genuine").uid(NOBODY).gid(NOBODY);
     let folder_mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
     fs::set_permissions(folder.path(), folder_mode).unwrap();
-    let mut thief = Service::start_command(site.ep(), &mut command).unwrap();
+    let mut thief = Service::start_command(site.host(), &mut command).unwrap();
     thief.tell("name stand-in").unwrap();
     thief.listen("tcp [::]:9000").unwrap();
     thief.listen("tcp [::]:0").unwrap();
     site.wait_condition("unverified");
-    assert!(site.open_in_kernel().is_empty());
-    thief.kill();
+    assert!(site.open("tcp").is_empty());
+    thief.kill().unwrap();
     // The same words of the real process are heeded.
-    let mut genuine = Service::start_command(site.ep(), Command::new(&name).arg("genuine")).unwrap();
+    let mut genuine = Service::start_command(site.host(), Command::new(&name).arg("genuine")).unwrap();
     genuine.listen("tcp [::]:9000").unwrap();
     let port = genuine.listen("tcp [::]:0").unwrap();
     site.wait_open(&[port]);
@@ -428,40 +306,40 @@ fn names_and_arguments_are_faked() {
 fn a_deleted_or_replaced_program_is_not_trusted() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().canonicalize().unwrap().join("service");
-    fs::copy(program().unwrap(), &copy).unwrap();
+    fs::copy(service::path().unwrap(), &copy).unwrap();
     let description =
-        app("").replace(program().unwrap().canonicalize().unwrap().to_str().unwrap(), copy.to_str().unwrap());
-    let site = Site::new(&description).unwrap();
-    let mut service = Service::start_command(site.ep(), &mut Command::new(&copy)).unwrap();
+        app("").replace(service::path().unwrap().canonicalize().unwrap().to_str().unwrap(), copy.to_str().unwrap());
+    let site = site(&description);
+    let mut service = Service::start_command(site.host(), &mut Command::new(&copy)).unwrap();
     // A program of another name in its place, as an attacker would put it after deleting the genuine one.
     fs::remove_file(&copy).unwrap();
     service.listen("tcp [::]:9000").unwrap();
     service.listen("tcp [::]:0").unwrap();
     site.wait_condition("unverified");
-    fs::copy(program().unwrap(), &copy).unwrap();
+    fs::copy(service::path().unwrap(), &copy).unwrap();
     sleep(QUIET);
-    assert_eq!(site.service("app")["condition"], "unverified");
-    assert!(site.open_in_kernel().is_empty());
+    assert_eq!(site.service()["condition"], "unverified");
+    assert!(site.open("tcp").is_empty());
     // A symbolic link at the expected place leads to another program, and the kernel names that one.
-    service.kill();
+    service.kill().unwrap();
     fs::remove_file(&copy).unwrap();
-    std::os::unix::fs::symlink(program().unwrap(), &copy).unwrap();
-    let mut linked = Service::start_command(site.ep(), &mut Command::new(&copy)).unwrap();
+    std::os::unix::fs::symlink(service::path().unwrap(), &copy).unwrap();
+    let mut linked = Service::start_command(site.host(), &mut Command::new(&copy)).unwrap();
     linked.listen("tcp [::]:9000").unwrap();
     linked.listen("tcp [::]:0").unwrap();
     site.wait_condition("unverified");
-    assert!(site.open_in_kernel().is_empty());
+    assert!(site.open("tcp").is_empty());
 }
 
 #[test]
 fn a_port_that_the_service_has_just_left_is_taken_over() {
     both_ways(|options| {
-        let site = Site::with(&app(""), options).unwrap();
-        let mut service = Service::start(site.ep()).unwrap();
+        let site = site_with(&app(""), options);
+        let mut service = Service::start(site.host()).unwrap();
         service.listen("tcp [::]:9000").unwrap();
         let port = service.listen("tcp [::]:0").unwrap();
         site.wait_open(&[port]);
-        let mut thief = Service::start_as(site.ep(), NOBODY).unwrap();
+        let mut thief = Service::start_as(site.host(), NOBODY).unwrap();
         service.tell(&format!("close {port}")).unwrap();
         thief.listen(&format!("tcp [::]:{port}")).unwrap();
         site.wait_open(&[]);
@@ -471,59 +349,59 @@ fn a_port_that_the_service_has_just_left_is_taken_over() {
 
 #[test]
 fn a_port_is_shared_with_a_stranger() {
-    let site = Site::new(&app("")).unwrap();
-    let mut service = Service::start(site.ep()).unwrap();
+    let site = site(&app(""));
+    let mut service = Service::start(site.host()).unwrap();
     service.listen("tcp [::]:9000").unwrap();
     let port = service.listen("tcp [::]:0 reuse").unwrap();
     site.wait_open(&[port]);
     // The kernel lets only the same user share a TCP port; a program of the same user is a stranger all the same.
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
-    fs::copy(program().unwrap(), &copy).unwrap();
-    let mut thief = Service::start_command(site.ep(), &mut Command::new(&copy)).unwrap();
+    fs::copy(service::path().unwrap(), &copy).unwrap();
+    let mut thief = Service::start_command(site.host(), &mut Command::new(&copy)).unwrap();
     thief.listen(&format!("tcp [::]:{port} reuse")).unwrap();
     site.wait_open(&[]);
     assert!(site.wait_refused(port).starts_with("shared with another process"));
-    thief.kill();
+    thief.kill().unwrap();
     site.wait_open(&[port]);
 }
 
 #[test]
 fn a_process_in_another_namespace_listens_on_the_anchor() {
     both_ways(|options| {
-        let site = Site::with(&app(""), options).unwrap();
-        let mut elsewhere = Service::start(site.lab.host("stranger")).unwrap();
+        let site = site_with(&app(""), options);
+        let mut elsewhere = Service::start(site.lab().host("stranger")).unwrap();
         elsewhere.listen("tcp [::]:9000").unwrap();
         elsewhere.listen("tcp [::]:40001").unwrap();
         sleep(QUIET);
-        assert_eq!(site.service("app")["condition"], "absent");
-        assert!(site.open_in_kernel().is_empty());
+        assert_eq!(site.service()["condition"], "absent");
+        assert!(site.open("tcp").is_empty());
     });
 }
 
 #[test]
 fn ten_thousand_listeners_appear() {
     both_ways(|options| {
-        let site = Site::with(&app(""), options).unwrap();
-        let mut service = Service::start(site.ep()).unwrap();
+        let site = site_with(&app(""), options);
+        let mut service = Service::start(site.host()).unwrap();
         service.listen("tcp [::]:9000").unwrap();
         let port = service.listen("tcp [::]:30001").unwrap();
         site.wait_open(&[port]);
-        let mut crowd = Service::start_as(site.ep(), NOBODY).unwrap();
+        let mut crowd = Service::start_as(site.host(), NOBODY).unwrap();
         crowd.tell("many 10000").unwrap();
         // The service is followed as before.
         let another = service.listen("tcp [::]:30002").unwrap();
-        assert!(site.passes("192.0.2.2", another));
+        assert!(site.passes("console", "192.0.2.2", another));
         service.tell("close 30001").unwrap();
         site.wait_open(&[another]);
-        crowd.kill();
+        crowd.kill().unwrap();
         site.wait_open(&[another]);
     });
 }
 
 #[test]
 fn a_hidden_proc_opens_nothing_and_says_so() {
-    let site = Site::new(&app("")).unwrap();
+    let site = site(&app(""));
     drop(site);
     let lab = Lab::new(&[HostSpec::new("ep", &["192.0.2.2", "2001:db8::2"])]).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -557,8 +435,8 @@ fn a_hidden_proc_opens_nothing_and_says_so() {
 
 #[test]
 fn listeners_tells_who_may_reach_what() {
-    let site = Site::new(&app("")).unwrap();
-    let mut service = Service::start(site.ep()).unwrap();
+    let site = site(&app(""));
+    let mut service = Service::start(site.host()).unwrap();
     service.listen("tcp [::]:9000").unwrap();
     let port = service.listen("tcp [::]:0").unwrap();
     let local = service.listen("tcp 127.0.0.1:0").unwrap();
@@ -567,16 +445,16 @@ fn listeners_tells_who_may_reach_what() {
     let arguments = [
         "listeners",
         "--policy",
-        text(&site.folder.path().join("policy.toml")).unwrap(),
+        text(&site.policy()).unwrap(),
         "--host",
         "ep",
         "--control-socket",
-        text(&site.folder.path().join("control.sock")).unwrap(),
+        text(&site.socket()).unwrap(),
     ]
     .map(str::to_owned);
     let run = |more: &[&str]| {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
-        portward(site.ep(), &arguments).unwrap()
+        portward(site.host(), &arguments).unwrap()
     };
     let json: Value = serde_json::from_str(&run(&["--json"]).stdout).unwrap();
     let find = |port: u16| {

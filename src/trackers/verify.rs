@@ -102,8 +102,8 @@ pub(super) fn judge<P: Holder>(
         }
     }
     // What is open already comes first, then the lowest ports.
-    let is_open =
-        |allowed: &Allowed| before.iter().any(|open| open.protocol == allowed.protocol && open.port == allowed.port);
+    let open: BTreeSet<(Protocol, u16)> = before.iter().map(|open| (open.protocol, open.port)).collect();
+    let is_open = |allowed: &Allowed| open.contains(&(allowed.protocol, allowed.port));
     allowed.sort_by_key(|allowed| (!is_open(allowed), allowed.protocol, allowed.port));
     for (index, Allowed { protocol, port, what, scopes }) in allowed.into_iter().enumerate() {
         if index >= usize::from(service.limit) {

@@ -180,7 +180,7 @@ impl Crowd {
         let mut answer = String::new();
         BufReader::new(child.stdout.as_mut().context("no output")?).read_line(&mut answer)?;
         let crowd = Self(child);
-        ensure!(answer.trim() == "ok", "the stand-in: {answer}");
+        ensure!(answer.trim() == "done", "the stand-in: {answer}");
         Ok(crowd)
     }
 }

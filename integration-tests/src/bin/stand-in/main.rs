@@ -1,6 +1,6 @@
 //! A service for tests: a process of its own that listens where it is told to. See `integration_tests::service`.
 //!
-//! It reads one command a line and answers each by `ok`, with the port where there is one, or by `error` and the reason:
+//! It reads one command a line and answers each by `done`, with the port where there is one, or by `error` and the reason:
 //!
 //! - `tcp [::]:40001`, `udp 0.0.0.0:0`: listen; with the word `v6only` behind it not for IPv4; with `dev lo` only on
 //!   that interface; with `reuse` together with others who say so
@@ -31,8 +31,8 @@ fn main() -> Result<()> {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let answer = match service.obey(&words) {
-            Ok(Some(port)) => format!("ok {port}"),
-            Ok(None) => "ok".to_owned(),
+            Ok(Some(port)) => format!("done {port}"),
+            Ok(None) => "done".to_owned(),
             Err(error) => format!("error {error:#}"),
         };
         let mut stdout = stdout().lock();
