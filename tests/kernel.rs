@@ -89,6 +89,8 @@ fn everything() -> Ruleset {
         vec![S::IcmpType(IcmpKind::Icmp, 3), S::IcmpCode(IcmpKind::Icmp, 4), accept()],
         vec![S::IcmpType(IcmpKind::Icmpv6, 1), S::IcmpCode(IcmpKind::Icmpv6, 4), accept()],
         vec![S::LinkLocalSource, S::Protocol(Protocol::Udp), S::DestinationPort(546), accept()],
+        vec![S::DestinationAddress(v4("192.0.2.1").into()), accept()],
+        vec![S::DestinationAddress(v6("2001:db8::1").into()), S::Counter, S::Verdict(Verdict::Jump("row".into()))],
         vec![S::InSet(AddressSide::Source, Family::Ipv4, "peers_v4".into()), accept()],
         vec![S::InSet(AddressSide::Destination, Family::Ipv4, "nets_v4".into()), accept()],
         vec![S::InSet(AddressSide::Source, Family::Ipv6, "nets_v6".into()), S::Verdict(Verdict::Jump("row".into()))],

@@ -7,6 +7,7 @@
 use crate::ruleset::{
     AddressSide, Family, IcmpKind, Log, LogTarget, Name, PortKey, Protocol, Statement, Verdict, loopback,
 };
+use std::net::IpAddr;
 
 /// The value of `meta nfproto` (linux/netfilter.h).
 const NFPROTO_IPV4: u8 = 2;
@@ -145,6 +146,16 @@ fn lower_one(to: &mut Vec<Expression>, statement: &Statement) -> Result<(), Name
             to.push(address(AddressSide::Source, Family::Ipv6));
             to.push(Expression::Mask(LINK_LOCAL_MASK.to_vec()));
             to.push(equals(LINK_LOCAL_PREFIX));
+        }
+        Statement::DestinationAddress(IpAddr::V4(destination)) => {
+            lower_family(to, Family::Ipv4);
+            to.push(address(AddressSide::Destination, Family::Ipv4));
+            to.push(equals(destination.octets()));
+        }
+        Statement::DestinationAddress(IpAddr::V6(destination)) => {
+            lower_family(to, Family::Ipv6);
+            to.push(address(AddressSide::Destination, Family::Ipv6));
+            to.push(equals(destination.octets()));
         }
         Statement::InSet(side, family, set) => {
             lower_family(to, *family);
@@ -317,6 +328,15 @@ fn lift_long(from: &[Expression]) -> Option<(Statement, usize)> {
                 .into_iter()
                 .find(|side| *load == address(*side, family))?;
             Some((Statement::InSet(side, family, set.clone()), 4))
+        }
+        [Expression::Meta(MetaKey::Family), family, load, destination @ Expression::Compare { .. }, ..] => {
+            let family = lift_family(family).filter(|family| *load == address(AddressSide::Destination, *family))?;
+            let destination = equal_value(destination)?;
+            let destination = match family {
+                Family::Ipv4 => IpAddr::from(<[u8; 4]>::try_from(destination).ok()?),
+                Family::Ipv6 => IpAddr::from(<[u8; 16]>::try_from(destination).ok()?),
+            };
+            Some((Statement::DestinationAddress(destination), 4))
         }
         [Expression::Meta(MetaKey::Family), family, load, Expression::Mask(mask), prefix, ..]
             if lift_family(family) == Some(Family::Ipv6)
