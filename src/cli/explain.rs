@@ -3,7 +3,7 @@
 use super::input::identity;
 use super::output::{Answer, BOLD, Code, FAINT, GREEN, RED, styled};
 use super::{Error, Options};
-use crate::plan::{Direction, Explanation, Grant, Query, Verdict};
+use crate::plan::{Direction, Explanation, Grant, LocalScope, OpenPorts, Query, Verdict};
 use crate::policy::Ports;
 use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
@@ -60,8 +60,8 @@ impl Explain {
         let peer = peer.to_canonical();
         let site = options.site()?;
         let (host, found) = site.find(&options.choice(), &identity()?)?;
-        let query = Query { direction, peer, port: self.port };
-        let explanation = site.plan(host).explain(&query);
+        let query = Query { direction, peer, port: self.port, local: None };
+        let explanation = site.plan(host).explain(&query, &OpenPorts::new());
         let code = match explanation.verdict {
             Verdict::Allowed => Code::Fine,
             Verdict::Denied => Code::No,
@@ -89,6 +89,18 @@ fn render(explanation: &Explanation, query: &Query, host: &str, policy: &Path) -
                 let place = line.map_or_else(|| "in the catalogue".to_owned(), |line| format!("at {file}:{line}"));
                 let member = crate::plan::short_network(*member);
                 format!("  row {}, flow {flow}, group {group}, {member} {place}\n", styled(BOLD, row))
+            }
+            Grant::Dynamic { service, flow, group, member, line, scope } => {
+                let place = line.map_or_else(|| "in the catalogue".to_owned(), |line| format!("at {file}:{line}"));
+                let member = crate::plan::short_network(*member);
+                let only = match scope {
+                    LocalScope::Any => String::new(),
+                    LocalScope::Ipv4 => ", to IPv4 addresses only".to_owned(),
+                    LocalScope::Ipv6 => ", to IPv6 addresses only".to_owned(),
+                    LocalScope::Address(address) => format!(", to {address} only"),
+                };
+                let service = styled(BOLD, service);
+                format!("  open dynamic port of {service}{only}, flow {flow}, group {group}, {member} {place}\n")
             }
             Grant::Loopback => "  the address is the host's own; loopback traffic is always allowed\n".to_owned(),
             Grant::EgressOff => "  the policy does not control what leaves: egress = \"off\"\n".to_owned(),
@@ -126,6 +138,15 @@ fn json_of(explanation: &Explanation, query: &Query, host: &str, found: &str) ->
                 "group": group,
                 "member": member.to_string(),
                 "line": line,
+            }),
+            Grant::Dynamic { service, flow, group, member, line, scope } => json!({
+                "kind": "dynamic",
+                "service": service,
+                "flow": flow,
+                "group": group,
+                "member": member.to_string(),
+                "line": line,
+                "scope": scope.to_string(),
             }),
             Grant::Loopback => json!({ "kind": "loopback" }),
             Grant::EgressOff => json!({ "kind": "egress-off" }),

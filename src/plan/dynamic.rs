@@ -3,6 +3,7 @@
 
 use crate::ruleset::Protocol;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 
 /// The open ports of each dynamic service, by its name. A service without open ports may be missing.
@@ -42,6 +43,11 @@ impl LocalScope {
         }
     }
 
+    /// Whether packets to this address of the host reach the listener.
+    pub fn takes(self, address: IpAddr) -> bool {
+        self.overlaps(Self::Address(address))
+    }
+
     /// Whether only the host itself can reach it.
     pub fn is_loopback(self) -> bool {
         matches!(self, Self::Address(address) if address.is_loopback())
@@ -52,6 +58,18 @@ impl LocalScope {
             Self::Any | Self::Ipv6 => false,
             Self::Ipv4 => true,
             Self::Address(address) => address.is_ipv4(),
+        }
+    }
+}
+
+/// `any`, `ipv4`, `ipv6` or the address.
+impl Display for LocalScope {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.pad("any"),
+            Self::Ipv4 => f.pad("ipv4"),
+            Self::Ipv6 => f.pad("ipv6"),
+            Self::Address(address) => address.fmt(f),
         }
     }
 }

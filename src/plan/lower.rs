@@ -6,6 +6,7 @@
 //! changes a verdict.
 
 use super::allowance::{Direction, RowRef, set_label};
+use super::open::{dynamic_map, service_chain};
 use super::peers::Peers;
 use super::ports::segments;
 use super::{Allowance, Plan};
@@ -103,6 +104,7 @@ impl Builder<'_, '_> {
         let enforce = self.plan.policy.mode == Mode::Enforce;
         let denied = self.denied_chain("input", enforce);
         let look_ups = self.look_ups(&INGRESS);
+        let dynamic = self.dynamic();
 
         // An ICMP error about a connection that nobody knows is invalid, yet a host must not lose path-MTU errors.
         let mut invalid = path_mtu_rules();
@@ -111,16 +113,17 @@ impl Builder<'_, '_> {
 
         // One-way UDP pays for every rule before its look-up, and a datagram is invalid to the kernel only when it is
         // damaged, so its look-up comes first.
-        let is_udp = |rule: &Rule| {
-            matches!(rule.statements.first(), Some(Statement::PortVerdict(Protocol::Udp, PortKey::Destination, _)))
+        let of = |protocol| {
+            let maps = look_ups.services.iter().chain(&dynamic).filter(move |(of, _)| *of == protocol);
+            maps.map(|(protocol, map)| {
+                Rule::new([Statement::PortVerdict(*protocol, PortKey::Destination, map.clone())])
+            })
         };
-        let (udp, tcp): (Vec<_>, Vec<_>) =
-            port_rules(&look_ups.services, PortKey::Destination).into_iter().partition(is_udp);
         let mut rules = vec![accept([Statement::CtState(ct_state::ESTABLISHED | ct_state::RELATED)])];
-        rules.extend(udp);
+        rules.extend(of(Protocol::Udp));
         rules.push(accept([Statement::InputLoopback]));
         rules.push(Rule::new([Statement::CtState(ct_state::INVALID), Statement::Verdict(Verdict::Goto(invalid))]));
-        rules.extend(tcp);
+        rules.extend(of(Protocol::Tcp));
         rules.extend(neighbour_rules());
         rules.extend(path_mtu_rules());
         rules.extend(dhcp_rules([(dhcp::SERVER, dhcp::CLIENT), (dhcp::V6_SERVER, dhcp::V6_CLIENT)]));
@@ -128,7 +131,8 @@ impl Builder<'_, '_> {
         rules.extend(port_rules(&look_ups.ranges, PortKey::Destination));
 
         // A redirected packet has another destination port than its sender gave it: the same questions, asked about
-        // the original one.
+        // the original one. Not so dynamic ports: it is the process on the rewritten port that gets the packet, and not the
+        // one that was verified on the original port.
         let mut redirected = port_rules(&look_ups.services, PortKey::OriginalDestination);
         redirected.extend(port_rules(&look_ups.ranges, PortKey::OriginalDestination));
         let redirected = self.add_chain("redirected", None, redirected);
@@ -146,6 +150,33 @@ impl Builder<'_, '_> {
             Rule::new([Statement::CtStatusDnat, Statement::Verdict(Verdict::Goto(denied))]),
         ];
         self.add_base_chain(Hook::Forward, ChainPolicy::Accept, rules);
+    }
+
+    /// Makes what open ports are put into: the maps, which begin empty, and a chain for the peers of each service, so that
+    /// a port that opens is one element more. Returns the maps that there are.
+    fn dynamic(&mut self) -> Vec<(Protocol, Name)> {
+        let plan = self.plan;
+        for exposed in &plan.dynamic {
+            let peers: Vec<_> = exposed.permissions.iter().map(|permission| &permission.peers).collect();
+            let rules = self.peer_rules(AddressSide::Source, &peers);
+            self.add_chain(&service_chain(&exposed.service.name, None), None, rules);
+            // For listeners of one family only.
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let rules = self.family_rules(AddressSide::Source, &peers, family);
+                if !rules.is_empty() {
+                    self.add_chain(&service_chain(&exposed.service.name, Some(family)), None, rules);
+                }
+            }
+        }
+        let ranges = || plan.dynamic.iter().flat_map(|exposed| &exposed.service.ports);
+        let has_range = |of| ranges().any(|ports| matches!(ports, Ports::Range(protocol, _) if *protocol == of));
+        let maps: Vec<_> = PROTOCOLS
+            .into_iter()
+            .filter(|protocol| has_range(*protocol))
+            .map(|protocol| (protocol, Name::from(dynamic_map(protocol))))
+            .collect();
+        self.ruleset.maps.extend(maps.iter().map(|(_, map)| (map.clone(), VerdictMap::default())));
+        maps
     }
 
     fn egress(&mut self) {
@@ -280,21 +311,23 @@ impl Builder<'_, '_> {
         if covered(Family::Ipv4) && covered(Family::Ipv6) {
             return vec![accept([Statement::Counter])];
         }
-        let mut rules = Vec::new();
-        for family in [Family::Ipv4, Family::Ipv6] {
-            if covered(family) {
-                rules.push(accept([Statement::Family(family), Statement::Counter]));
-                continue;
-            }
-            let mut network_rules = Vec::new();
-            for peers in peers {
-                let [addresses, networks] = self.add_sets(peers, family);
-                let rule = |set| accept([Statement::InSet(side, family, set), Statement::Counter]);
-                rules.extend(addresses.map(rule));
-                network_rules.extend(networks.map(rule));
-            }
-            rules.append(&mut network_rules);
+        let mut rules = self.family_rules(side, peers, Family::Ipv4);
+        rules.append(&mut self.family_rules(side, peers, Family::Ipv6));
+        rules
+    }
+
+    fn family_rules(&mut self, side: AddressSide, peers: &[&Peers<'_>], family: Family) -> Vec<Rule> {
+        if peers.iter().any(|peers| peers.covers(family)) {
+            return vec![accept([Statement::Family(family), Statement::Counter])];
         }
+        let (mut rules, mut network_rules) = (Vec::new(), Vec::new());
+        for peers in peers {
+            let [addresses, networks] = self.add_sets(peers, family);
+            let rule = |set| accept([Statement::InSet(side, family, set), Statement::Counter]);
+            rules.extend(addresses.map(rule));
+            network_rules.extend(networks.map(rule));
+        }
+        rules.append(&mut network_rules);
         rules
     }
 
@@ -434,9 +467,9 @@ fn echo_rules(chain: Option<&Name>) -> Vec<Rule> {
     })
 }
 
-/// `in_` and the rows, joined by `/`, which no row's name has. When there are too many, the first ones and a digest of
-/// all, so that the same rows always have the same name.
-fn chain_name(prefix: &str, labels: impl Iterator<Item = String>) -> String {
+/// The prefix and the labels of rows or services, joined by `/`, which no label has. When there are too many, the first ones and a digest of
+/// all, so that the same labels always have the same name.
+pub(super) fn chain_name(prefix: &str, labels: impl Iterator<Item = String>) -> String {
     let labels: Vec<_> = labels.collect();
     let full = format!("{prefix}{}", labels.join("/"));
     if full.len() <= CHAIN_NAME_LIMIT {

@@ -1,9 +1,10 @@
 //! From a policy to what one host may exchange with whom, and from that to the ruleset. Pure: no input or output, no
 //! clock, no randomness; the same inputs give the same result byte for byte.
 //!
-//! [`Plan::new`] applies the catalogue's semantics once and keeps the answer as [`Allowance`]s, with the reason for
-//! everything that stays closed. The ruleset ([`Plan::ruleset`]), the table that people read, and the explanation of a
-//! single packet ([`Plan::explain`]) are three views of that.
+//! [`Plan::new`] applies the catalogue's semantics once and keeps the answer as [`Allowance`]s, and as [`Exposed`] services
+//! for ports that only a running process knows, with the reason for everything that stays closed. The ruleset ([`Plan::ruleset`]), the table that people read, and the explanation of a
+//! single packet ([`Plan::explain`]) are three views of that. What verified processes listen on right now is put into a
+//! ruleset by [`open`].
 #![forbid(unsafe_code)]
 
 mod allowance;
@@ -11,15 +12,17 @@ mod dynamic;
 mod explain;
 mod find_host;
 mod lower;
+mod open;
 mod peers;
 mod ports;
 #[cfg(test)]
 mod tests;
 
-pub use allowance::{Allowance, Closed, Declared, Direction, Reason, RowRef};
+pub use allowance::{Allowance, Closed, ClosedDynamic, Direction, Exposed, Permission, Reason, RowRef};
 pub use dynamic::{LocalScope, OpenPort, OpenPorts};
 pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
 pub use find_host::{Candidate, HostError, find_host};
+pub use open::{Part, open, opened};
 pub use peers::{Peers, Tunnel, short_network};
 
 use crate::policy::{Catalogue, Host, Policy, Ports};
@@ -39,20 +42,32 @@ pub struct Plan<'a> {
     pub allowances: Vec<Allowance<'a>>,
     /// The rows that open nothing here, in the same order.
     pub closed: Vec<Closed<'a>>,
-    /// Dynamic ports as the catalogue declares them.
-    pub declared: Vec<Declared<'a>>,
+    /// The services with dynamic ports that others may reach here, by name.
+    pub dynamic: Vec<Exposed<'a>>,
+    /// Those of which nothing is opened here, by name.
+    pub closed_dynamic: Vec<ClosedDynamic<'a>>,
 }
 
 impl<'a> Plan<'a> {
     /// Works out what the policy and the catalogue allow on this host.
     pub fn new(policy: &'a Policy, catalogue: &'a Catalogue, host: &'a Host) -> Self {
-        let mut plan =
-            Self { policy, catalogue, host, allowances: Vec::new(), closed: Vec::new(), declared: Vec::new() };
+        let mut plan = Self {
+            policy,
+            catalogue,
+            host,
+            allowances: Vec::new(),
+            closed: Vec::new(),
+            dynamic: Vec::new(),
+            closed_dynamic: Vec::new(),
+        };
         for row in &catalogue.rows {
             plan.add_row(row);
         }
         for allow in policy.allows.values() {
             plan.add_allow(allow);
+        }
+        for service in policy.dynamic.values() {
+            plan.add_service(service);
         }
         plan
     }
