@@ -1,7 +1,7 @@
 //! The benchmark: what loading and changing a policy takes, and what the ruleset costs a packet, beside the floor that the
 //! kernel's interface allows and beside `nft -f`, measured in turns in one run.
 //!
-//! `make bench` runs all of it; `portward-bench packets` a part: `load`, `change`, `daemon`, `packets`. Everything happens in
+//! `make bench` runs all of it; `portward-bench packets` a part: `load`, `change`, `open`, `daemon`, `packets`. Everything happens in
 //! network namespaces of its own. Nothing is asserted: the last column says whether a target is met on this machine.
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ mod deployment;
 mod floor;
 mod loading;
 mod namespace;
+mod opening;
 mod packets;
 mod report;
 
@@ -17,7 +18,7 @@ use anyhow::{Result, bail, ensure};
 use std::fs;
 use std::path::Path;
 
-const PARTS: [&str; 4] = ["load", "change", "daemon", "packets"];
+const PARTS: [&str; 5] = ["load", "change", "open", "daemon", "packets"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +49,9 @@ fn measure(parts: &[String], folder: &Path) -> Result<()> {
     }
     if wanted("change") {
         loading::measure_changes(folder)?;
+    }
+    if wanted("open") {
+        opening::measure(folder)?;
     }
     if wanted("daemon") {
         daemon::measure(folder)?;
