@@ -4,7 +4,8 @@
 use crate::ruleset::Protocol;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
-use std::net::IpAddr;
+use std::net::{AddrParseError, IpAddr};
+use std::str::FromStr;
 
 /// The open ports of each dynamic service, by its name. A service without open ports may be missing.
 pub type OpenPorts = BTreeMap<String, BTreeSet<OpenPort>>;
@@ -71,5 +72,18 @@ impl Display for LocalScope {
             Self::Ipv6 => f.pad("ipv6"),
             Self::Address(address) => address.fmt(f),
         }
+    }
+}
+
+impl FromStr for LocalScope {
+    type Err = AddrParseError;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        Ok(match word {
+            "any" => Self::Any,
+            "ipv4" => Self::Ipv4,
+            "ipv6" => Self::Ipv6,
+            address => Self::Address(address.parse()?),
+        })
     }
 }

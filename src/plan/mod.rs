@@ -2,15 +2,16 @@
 //! clock, no randomness; the same inputs give the same result byte for byte.
 //!
 //! [`Plan::new`] applies the catalogue's semantics once and keeps the answer as [`Allowance`]s, and as [`Exposed`] services
-//! for ports that only a running process knows, with the reason for everything that stays closed. The ruleset ([`Plan::ruleset`]), the table that people read, and the explanation of a
-//! single packet ([`Plan::explain`]) are three views of that. What verified processes listen on right now is put into a
-//! ruleset by [`open`].
+//! for ports that only a running process knows, with the reason for everything that stays closed. The ruleset
+//! ([`Plan::ruleset`]), the table that people read, and the explanation of a single packet ([`Plan::explain`]) are three
+//! views of that. What verified processes listen on right now is put into a ruleset by [`open`].
 #![forbid(unsafe_code)]
 
 mod allowance;
 mod dynamic;
 mod explain;
 mod find_host;
+mod flows;
 mod lower;
 mod open;
 mod peers;
@@ -22,6 +23,7 @@ pub use allowance::{Allowance, Closed, ClosedDynamic, Direction, Exposed, Permis
 pub use dynamic::{LocalScope, OpenPort, OpenPorts};
 pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
 pub use find_host::{Candidate, HostError, find_host};
+pub use flows::{DynamicPorts, FlowJudge, FlowKind, FlowStart, Judgement, Pass, Way};
 pub use open::{Part, open, opened};
 pub use peers::{Peers, Tunnel, short_network};
 

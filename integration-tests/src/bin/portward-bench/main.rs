@@ -1,13 +1,14 @@
 //! The benchmark: what loading and changing a policy takes, and what the ruleset costs a packet, beside the floor that the
 //! kernel's interface allows and beside `nft -f`, measured in turns in one run.
 //!
-//! `make bench` runs all of it; `portward-bench packets` a part: `load`, `change`, `open`, `daemon`, `packets`. Everything happens in
-//! network namespaces of its own. Nothing is asserted: the last column says whether a target is met on this machine.
+//! `make bench` runs all of it; `portward-bench packets` a part: `load`, `change`, `open`, `daemon`, `packets`, `listeners`.
+//! Everything happens in network namespaces of its own. Nothing is asserted: the last column says whether a target is met on this machine.
 #![forbid(unsafe_code)]
 
 mod daemon;
 mod deployment;
 mod floor;
+mod listeners;
 mod loading;
 mod namespace;
 mod opening;
@@ -18,7 +19,7 @@ use anyhow::{Result, bail, ensure};
 use std::fs;
 use std::path::Path;
 
-const PARTS: [&str; 5] = ["load", "change", "open", "daemon", "packets"];
+const PARTS: [&str; 6] = ["load", "change", "open", "daemon", "packets", "listeners"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,6 +59,9 @@ fn measure(parts: &[String], folder: &Path) -> Result<()> {
     }
     if wanted("packets") {
         packets::measure()?;
+    }
+    if wanted("listeners") {
+        listeners::measure(folder)?;
     }
     Ok(())
 }
