@@ -6,7 +6,10 @@
 mod testing;
 
 use nix::sched::{CloneFlags, unshare};
+use portward::daemon::reconcile::Reconciler;
 use portward::kernel::{Error, Kernel, Monitor, Netlink, Notification, Snapshot};
+use portward::plan::{LocalScope, OpenPort, Part, Plan, open};
+use portward::policy::{Catalogue, DynamicService, Exposure, OnClose, Policy, ProcessMatch, Tracker};
 use portward::ruleset; // The generator finds it as `crate::ruleset`.
 use portward::ruleset::diff::{Change, diff};
 use portward::ruleset::{
@@ -89,6 +92,8 @@ fn everything() -> Ruleset {
         vec![S::IcmpType(IcmpKind::Icmp, 3), S::IcmpCode(IcmpKind::Icmp, 4), accept()],
         vec![S::IcmpType(IcmpKind::Icmpv6, 1), S::IcmpCode(IcmpKind::Icmpv6, 4), accept()],
         vec![S::LinkLocalSource, S::Protocol(Protocol::Udp), S::DestinationPort(546), accept()],
+        vec![S::DestinationAddress(v4("192.0.2.1").into()), accept()],
+        vec![S::DestinationAddress(v6("2001:db8::1").into()), S::Counter, S::Verdict(Verdict::Jump("row".into()))],
         vec![S::InSet(AddressSide::Source, Family::Ipv4, "peers_v4".into()), accept()],
         vec![S::InSet(AddressSide::Destination, Family::Ipv4, "nets_v4".into()), accept()],
         vec![S::InSet(AddressSide::Source, Family::Ipv6, "nets_v6".into()), S::Verdict(Verdict::Jump("row".into()))],
@@ -433,6 +438,123 @@ fn objects_that_a_ruleset_cannot_express_are_told() {
         kernel.commit(&changes, generation).unwrap();
         assert_eq!(dumped(&mut kernel), everything());
     });
+}
+
+/// A host with the services `broker` and `other`, each for parties of both families.
+fn with_dynamic_services() -> Policy {
+    let text = r#"
+format = 1
+allow-lockout = true
+[[host]]
+name = "console"
+addresses = ["10.0.0.10", "fd00::10"]
+roles = ["console"]
+[[allow]]
+name = "some"
+ports = ["1/tcp"]
+from = ["192.0.2.0/24", "203.0.113.1", "2001:db8::/64", "2001:db8:1::1"]
+to = ["console"]
+"#;
+    let mut policy = Policy::parse(text, "policy.toml", Catalogue::embedded()).unwrap().policy;
+    let from = policy.allows["some"].from.clone();
+    for name in ["broker", "other"] {
+        let service = DynamicService {
+            name: name.to_owned(),
+            enabled: true,
+            tracker: Tracker::Process,
+            anchor: Some(7676),
+            programs: Vec::new(),
+            process: ProcessMatch { user: Some("root".to_owned()), ..ProcessMatch::default() },
+            ports: ["1024-65535/tcp", "1024-65535/udp"].map(|ports| ports.parse().unwrap()).to_vec(),
+            limit: 16,
+            on_close: OnClose::Keep,
+            exposure: Exposure::From(from.clone()),
+            when: Vec::new(),
+            line: None,
+        };
+        policy.dynamic.insert(name.to_owned(), service);
+    }
+    policy
+}
+
+#[test]
+fn ports_open_and_close_as_a_part_of_the_ruleset() {
+    in_namespace(|| {
+        let policy = with_dynamic_services();
+        let base = Plan::new(&policy, Catalogue::embedded(), &policy.hosts["console"]).ruleset();
+        let port = |protocol, port, scope| OpenPort { protocol, port, scope };
+        let address = |text: &str| LocalScope::Address(text.parse().unwrap());
+        let broker = vec![
+            port(Protocol::Tcp, 40000, LocalScope::Any),
+            port(Protocol::Tcp, 40001, LocalScope::Ipv4),
+            port(Protocol::Tcp, 40002, LocalScope::Ipv6),
+            port(Protocol::Tcp, 40003, address("10.0.0.10")),
+            port(Protocol::Tcp, 40004, address("fd00::10")),
+            port(Protocol::Udp, 40004, address("fd00::11")),
+        ];
+        let other = vec![
+            port(Protocol::Tcp, 40000, LocalScope::Ipv6),
+            port(Protocol::Tcp, 40003, address("10.0.0.10")),
+            port(Protocol::Tcp, 40003, address("10.0.0.11")),
+            port(Protocol::Udp, 40004, LocalScope::Any),
+        ];
+        let states: [[&[OpenPort]; 2]; 6] = [
+            [&broker, &[]],
+            [&broker, &other],
+            [&broker[2..], &other[1..]],
+            [&[], &other],
+            [&other, &broker],
+            [&[], &[]],
+        ];
+
+        let mut reconciler = Reconciler::new(Netlink::open().unwrap());
+        let mut kernel = Netlink::open().unwrap();
+        let mut generation = reconciler.apply(&base).unwrap().generation;
+        let mut ruleset = base.clone();
+        for (number, [broker, other]) in states.into_iter().enumerate() {
+            let ports = |of: &[OpenPort]| of.iter().copied().collect();
+            let ports = [("broker".to_owned(), ports(broker)), ("other".to_owned(), ports(other))].into();
+            open(&mut ruleset, &ports);
+            let outcome = reconciler.apply_part(&ruleset).unwrap();
+            generation += 1;
+            assert_eq!(outcome.generation, generation, "state {number} is one transaction");
+            assert!(dumped(&mut kernel) == ruleset, "state {number}: the kernel holds something else");
+            assert!(reconciler.verify(&ruleset).unwrap().is_nothing());
+            // The names of the chains are such that nft takes and writes them.
+            if number == 1 {
+                let by_netlink = listed_by_name();
+                nft(&["flush", "ruleset"]);
+                nft_script(&nft::render(&ruleset));
+                assert_eq!(listed_by_name(), by_netlink);
+                assert_eq!(Part::of(&dumped(&mut kernel)), Part::of(&ruleset));
+                // Of other rules nft makes its own, and the next verification portward's again.
+                generation = reconciler.verify(&ruleset).unwrap().generation;
+            }
+        }
+        assert_eq!(ruleset, base);
+
+        // A foreign change is found by the transaction, and mended with the ports.
+        nft(&["delete", "rule", "inet", "portward", "input", "handle", &handle_of("input", "@dynamic_tcp")]);
+        let ports = [("broker".to_owned(), broker.iter().copied().collect())].into();
+        open(&mut ruleset, &ports);
+        reconciler.apply_part(&ruleset).unwrap();
+        assert!(dumped(&mut kernel) == ruleset, "the foreign change is still there");
+    });
+}
+
+/// The objects of the table as nft lists them, in an order that does not depend on which was made first.
+fn listed_by_name() -> Vec<String> {
+    let listing = nft(&["list", "table", "inet", "portward"]);
+    let mut objects: Vec<_> = listing.split("\n\n").map(|object| object.trim_end_matches("\n}\n").to_owned()).collect();
+    objects.sort();
+    objects
+}
+
+/// The handle of the first rule of a chain whose text holds a word.
+fn handle_of(chain: &str, word: &str) -> String {
+    let listing = nft(&["-a", "list", "chain", "inet", "portward", chain]);
+    let line = listing.lines().find(|line| line.contains(word)).expect(word);
+    line.rsplit(' ').next().unwrap().to_owned()
 }
 
 #[test]

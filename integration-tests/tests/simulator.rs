@@ -1,12 +1,14 @@
-//! `explain` against the kernel: random policies, random packets, the same verdict.
+//! `explain` against the kernel: random policies, random dynamic ports, random packets, the same verdict.
 //!
 //! One namespace is the host of the plan; the other has the addresses of everybody else and sends and receives for all of
 //! them. The policies come from a seed. Without `PORTWARD_SEED` a fixed row of seeds is tried, so that a run is the same
 //! everywhere; `PORTWARD_SEED=N` tries that one alone, and `PORTWARD_POLICIES=N` so many.
 #![forbid(unsafe_code)]
 
-use ::portward::plan::{Direction, OpenPorts, Plan, Query, Verdict};
-use ::portward::policy::{Catalogue, Policy, Ports, Scope};
+use ::portward::daemon::reconcile::Reconciler;
+use ::portward::kernel::Netlink;
+use ::portward::plan::{Direction, Grant, LocalScope, OpenPort, OpenPorts, Plan, Query, Verdict, open};
+use ::portward::policy::{Catalogue, DynamicService, Exposure, OnClose, Policy, Ports, ProcessMatch, Scope, Tracker};
 use ::portward::ruleset::{PortRange, Protocol};
 use anyhow::{Context, Result, anyhow};
 use portward_integration_tests::listen::Responder;
@@ -191,6 +193,61 @@ fn random_policy(random: &mut Random, catalogue: &Catalogue) -> Result<String> {
     Ok(text)
 }
 
+/// Random services with dynamic ports: of rows that declare some, and of the site's own, for the parties of its rows.
+fn random_services(random: &mut Random, policy: &Policy, catalogue: &Catalogue) -> Result<Vec<DynamicService>> {
+    let mut exposures: Vec<(String, Exposure)> = Vec::new();
+    for row in catalogue.rows.iter().filter(|row| row.dynamic.is_some()) {
+        exposures.push((row.id.clone(), Exposure::Row(row.id.clone())));
+    }
+    for allow in policy.allows.values() {
+        exposures.push((format!("service-{}", allow.name), Exposure::From(allow.from.clone())));
+    }
+    let mut services = Vec::new();
+    for (name, exposure) in exposures {
+        services.push(DynamicService {
+            name,
+            enabled: !random.one_in(5),
+            tracker: Tracker::Process,
+            anchor: Some(7676),
+            programs: Vec::new(),
+            process: ProcessMatch { user: Some("root".to_owned()), ..ProcessMatch::default() },
+            ports: vec!["1-65535/tcp".parse()?, "1-65535/udp".parse()?],
+            limit: 16,
+            on_close: OnClose::Keep,
+            exposure,
+            when: Vec::new(),
+            line: None,
+        });
+    }
+    Ok(services)
+}
+
+/// Random open ports of these services; several may have the same.
+fn random_ports(random: &mut Random, policy: &Policy, kinds: &[Kind]) -> Result<OpenPorts> {
+    let few = random.some(kinds, 8, 8);
+    let mut open = OpenPorts::new();
+    for service in policy.dynamic.keys() {
+        let mut ports = BTreeSet::new();
+        for _ in 0..random.below(9) {
+            let scope = match random.below(6) {
+                0 | 1 => LocalScope::Any,
+                2 => LocalScope::Ipv4,
+                3 => LocalScope::Ipv6,
+                _ => LocalScope::Address(random.pick(&SUBJECT).parse()?),
+            };
+            let kinds = if random.one_in(2) { kinds } else { &few };
+            let (protocol, port) = match random.pick(kinds) {
+                Kind::Tcp(port) => (Protocol::Tcp, *port),
+                Kind::Udp(port) => (Protocol::Udp, *port),
+                Kind::Echo => continue,
+            };
+            ports.insert(OpenPort { protocol, port, scope });
+        }
+        open.insert(service.clone(), ports);
+    }
+    Ok(open)
+}
+
 /// The ports worth a packet: the first and last of each range of the catalogue and of the policies' own rows, and their
 /// neighbours.
 fn interesting_ports(catalogue: &Catalogue) -> Vec<Kind> {
@@ -224,13 +281,22 @@ fn query(direction: Direction, probe: &Probe) -> Query {
         Kind::Udp(port) => Ports::Range(Protocol::Udp, PortRange::single(port)),
         Kind::Echo => Ports::Echo,
     };
-    let peer = if direction == Direction::Ingress { probe.from } else { probe.to };
-    Query { direction, peer, port }
+    let (peer, local) = match direction {
+        Direction::Ingress => (probe.from, probe.to),
+        Direction::Egress => (probe.to, probe.from),
+    };
+    Query { direction, peer, port, local: Some(local) }
 }
 
 /// Random packets of one direction, without repetition: from members, strangers and now and then the subject itself.
 /// Half of them go to ports that something opens, or would open if it were not narrowed or switched off.
-fn random_probes(random: &mut Random, direction: Direction, plan: &Plan<'_>, kinds: &[Kind]) -> Vec<Probe> {
+fn random_probes(
+    random: &mut Random,
+    direction: Direction,
+    plan: &Plan<'_>,
+    dynamic: &OpenPorts,
+    kinds: &[Kind],
+) -> Vec<Probe> {
     let own = plan.host;
     let others = others();
     let allowed = plan.allowances.iter().filter(|allowance| allowance.direction == direction);
@@ -243,6 +309,10 @@ fn random_probes(random: &mut Random, direction: Direction, plan: &Plan<'_>, kin
             Ports::Range(Protocol::Udp, range) => Kind::Udp(range.first),
             Ports::Echo => Kind::Echo,
         })
+        .chain(dynamic.values().flatten().map(|open| match open.protocol {
+            Protocol::Tcp => Kind::Tcp(open.port),
+            Protocol::Udp => Kind::Udp(open.port),
+        }))
         .filter(|kind| kinds.contains(kind))
         .collect();
     let mut probes = BTreeSet::new();
@@ -318,36 +388,52 @@ fn explain_and_the_kernel_agree() -> Result<()> {
         Some(seed) => seed..seed + 1,
         None => 1..1 + number("PORTWARD_POLICIES").unwrap_or(POLICIES),
     };
-    let mut verdicts = [0; 2];
+    let mut verdicts = [0; 3];
     for seed in seeds {
-        let [allowed, denied] =
-            compare(&stage, seed, catalogue, &kinds).with_context(|| format!("PORTWARD_SEED={seed}"))?;
-        verdicts = [verdicts[0] + allowed, verdicts[1] + denied];
+        let of_policy = compare(&stage, seed, catalogue, &kinds).with_context(|| format!("PORTWARD_SEED={seed}"))?;
+        verdicts.iter_mut().zip(of_policy).for_each(|(sum, count)| *sum += count);
     }
-    println!("{} packets allowed and {} denied, as explained", verdicts[0], verdicts[1]);
-    assert!(verdicts.iter().all(|count| *count > 0), "{verdicts:?}: both verdicts must occur");
+    let [allowed, denied, dynamic] = verdicts;
+    println!("{allowed} packets allowed ({dynamic} by dynamic ports alone) and {denied} denied, as explained");
+    assert!(verdicts.iter().all(|count| *count > 0), "{verdicts:?}: each must occur");
     Ok(())
 }
 
-/// Compares one policy, and returns how many packets were allowed and denied.
-fn compare(stage: &Stage<'_>, seed: u64, catalogue: &Catalogue, kinds: &[Kind]) -> Result<[usize; 2]> {
+/// Compares one policy, and returns how many packets were allowed and denied, and how many allowed by dynamic ports alone.
+fn compare(stage: &Stage<'_>, seed: u64, catalogue: &Catalogue, kinds: &[Kind]) -> Result<[usize; 3]> {
     let mut random = Random(seed);
     let text = random_policy(&mut random, catalogue)?;
     let loaded = Policy::parse(&text, "policy.toml", catalogue).map_err(|error| anyhow!("{error}\n{text}"))?;
-    let own = loaded.policy.hosts.get("subject").context("the subject")?;
-    let plan = Plan::new(&loaded.policy, catalogue, own);
+    let mut policy = loaded.policy;
+    let services = random_services(&mut random, &policy, catalogue)?;
+    policy.dynamic = services.into_iter().map(|service| (service.name.clone(), service)).collect();
+    let own = policy.hosts.get("subject").context("the subject")?;
+    let plan = Plan::new(&policy, catalogue, own);
+    let ports = [(); 3].map(|()| random_ports(&mut random, &policy, kinds));
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("policy.toml");
     fs::write(&path, &text)?;
     portward::apply(stage.subject, &path, "subject")?;
+    // The daemon's way: the ruleset, and then some ports, and then others.
+    let ports: Vec<OpenPorts> = ports.into_iter().collect::<Result<_>>()?;
+    stage.subject.run(|| -> Result<()> {
+        let mut reconciler = Reconciler::new(Netlink::open()?);
+        let mut ruleset = plan.ruleset();
+        reconciler.apply(&ruleset)?;
+        for ports in &ports {
+            open(&mut ruleset, ports);
+            reconciler.apply_part(&ruleset)?;
+        }
+        Ok(())
+    })?;
+    let ports = ports.last().context("open ports")?;
     stage.of_subject.take();
     stage.of_world.take();
 
-    let mut verdicts = [0; 2];
+    let mut verdicts = [0; 3];
     for direction in [Direction::Ingress, Direction::Egress] {
-        let probes = random_probes(&mut random, direction, &plan, kinds);
-        let explanations: Vec<_> =
-            probes.iter().map(|probe| plan.explain(&query(direction, probe), &OpenPorts::new())).collect();
+        let probes = random_probes(&mut random, direction, &plan, ports, kinds);
+        let explanations: Vec<_> = probes.iter().map(|probe| plan.explain(&query(direction, probe), ports)).collect();
         let allowed: Vec<bool> =
             explanations.iter().map(|explanation| explanation.verdict == Verdict::Allowed).collect();
         // What comes from the subject's own addresses never leaves it.
@@ -367,9 +453,11 @@ fn compare(stage: &Stage<'_>, seed: u64, catalogue: &Catalogue, kinds: &[Kind]) 
         {
             assert_eq!(
                 passed, allowed,
-                "seed {seed}, {direction:?} {probe:?}: passed is {passed}, and explain says {explanation:#?}\n{text}"
+                "seed {seed}, {direction:?} {probe:?}: passed is {passed}, and explain says {explanation:#?}\n{ports:#?}\n{text}"
             );
             verdicts[usize::from(!allowed)] += 1;
+            let is_dynamic = |grant: &Grant| matches!(grant, Grant::Dynamic { .. });
+            verdicts[2] += usize::from(allowed && explanation.grants.iter().all(is_dynamic));
         }
     }
     Ok(verdicts)

@@ -65,7 +65,7 @@ impl Explain {
         let peer = peer.to_canonical();
         let site = options.site()?;
         let (host, found) = site.find(&options.choice(), &identity()?)?;
-        let query = Query { direction, peer, port: self.port };
+        let query = Query { direction, peer, port: self.port, local: None };
         let plan = site.plan(host);
         // What the daemon has open counts where this is the host that it runs on.
         let own = options.host.is_none() || identity()?.addresses.iter().any(|own| host.addresses.contains(own));

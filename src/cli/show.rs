@@ -3,12 +3,15 @@
 use super::input::identity;
 use super::output::{Answer, BOLD, Code, FAINT, count, styled, table, warn};
 use super::{Error, Options};
-use crate::plan::{Allowance, Closed, Direction, Peers, Plan, Reason, RowRef, Tunnel, short_network};
-use crate::policy::{DynamicService, Exposure, Group, Ports, Server, Tracker};
-use crate::policy::{EgressMode, Mode};
+use crate::plan::{
+    Allowance, Closed, ClosedDynamic, Direction, Exposed, Peers, Permission, Plan, Reason, RowRef, Tunnel,
+    short_network,
+};
+use crate::policy::{DynamicService, EgressMode, Exposure, Group, Mode, OnClose, Ports, ProcessMatch, Server, Tracker};
 use crate::ruleset::nft;
 use anstyle::Style;
 use clap::{Args, ValueEnum};
+use glob::Pattern;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -147,45 +150,61 @@ fn ports(ports: &[Ports]) -> String {
 }
 
 fn dynamic(text: &mut String, plan: &Plan<'_>, all: bool) {
-    let closed: Vec<_> = plan.closed_dynamic.iter().filter(|closed| all || closed.service.line.is_some()).collect();
+    let closed = plan.closed_dynamic.iter().filter(|service| all || !is_ordinary(&service.reason));
+    let closed: Vec<_> = closed
+        .map(|ClosedDynamic { service, reason }| {
+            ([format!("  {}", service.name), ports(&service.ports), reason.to_string()], FAINT)
+        })
+        .collect();
     if plan.dynamic.is_empty() && closed.is_empty() {
         return;
     }
-    text.push_str(&format!("\n{}  open only while their process listens on them\n", styled(BOLD, "dynamic")));
-    let mut lines: Vec<_> = plan
+    text.push_str(&format!("\n{}  open while a verified process listens on them\n", styled(BOLD, "dynamic")));
+    let lines: Vec<_> = plan
         .dynamic
         .iter()
-        .map(|exposed| {
-            let service = exposed.service;
-            let what = format!("{}, at most {} of {}", tracker(service), service.limit, ports(&service.ports));
-            let mut groups: Vec<String> = Vec::new();
-            for permission in &exposed.permissions {
-                let group = peers(&permission.peers);
-                if !groups.contains(&group) {
-                    groups.push(group);
-                }
-            }
-            ([format!("  {}", service.name), what, "<-".to_owned(), groups.join("; ")], Style::new())
+        .map(|Exposed { service, permissions }| {
+            let what = format!("at most {} of {}", service.limit, ports(&service.ports));
+            let peers: Vec<_> = permissions.iter().map(|permission| peers(&permission.peers)).collect();
+            ([format!("  {}", service.name), what, "<-".to_owned(), peers.join("; ")], Style::new())
         })
         .collect();
-    lines.extend(closed.into_iter().map(|closed| {
-        let what = format!("closed: {}", closed.reason);
-        ([format!("  {}", closed.service.name), what, String::new(), String::new()], FAINT)
-    }));
-    text.push_str(&table(&lines));
+    for (line, Exposed { service, .. }) in table(&lines).lines().zip(&plan.dynamic) {
+        let process = format!("    {}, if it is {}", tracker(service), process(&service.process));
+        text.push_str(&format!("{line}\n{}\n", styled(FAINT, &process)));
+    }
+    text.push_str(&table(&closed));
 }
 
+/// Where the ports are learnt.
 fn tracker(service: &DynamicService) -> String {
-    let anchor = service.anchor.map_or_else(String::new, |port| format!("{port}/tcp"));
+    let anchor = service.anchor.map(|port| format!(" on {port}/tcp")).unwrap_or_default();
     match service.tracker {
-        Tracker::Imq => format!("the message broker on {anchor}"),
+        Tracker::Imq => format!("asks the message broker{anchor}"),
         Tracker::Rpc => {
             let programs: Vec<_> = service.programs.iter().map(ToString::to_string).collect();
-            format!("rpcbind, programs {}", programs.join(" "))
+            format!("asks rpcbind for the programs {}", programs.join(", "))
         }
-        Tracker::Rmi => format!("the RMI registry on {anchor}"),
-        Tracker::Process => format!("the process that listens on {anchor}"),
+        Tracker::Rmi => format!("asks the RMI registry{anchor}"),
+        Tracker::Process => format!("looks at the listeners of the process{anchor}"),
     }
+}
+
+/// What the process must be, in the words of the policy.
+fn process(process: &ProcessMatch) -> String {
+    let quoted = |patterns: &[Pattern]| {
+        patterns.iter().map(|pattern| format!("\"{}\"", pattern.as_str())).collect::<Vec<_>>().join(", ")
+    };
+    let mut words = Vec::new();
+    words.extend(process.user.as_ref().map(|user| format!("of user {user}")));
+    words.extend(process.unit.as_ref().map(|unit| format!("in unit {unit}")));
+    if !process.exe.is_empty() {
+        words.push(format!("the program {}", quoted(&process.exe)));
+    }
+    if !process.args.is_empty() {
+        words.push(format!("run with {}", quoted(&process.args)));
+    }
+    if words.is_empty() { "any process".to_owned() } else { words.join(", ") }
 }
 
 /// Rows of the catalogue that lead to servers which are known by name only, with these names.
@@ -227,11 +246,15 @@ fn named_servers(text: &mut String, plan: &Plan<'_>) {
     text.push_str(&table(&lines));
 }
 
+/// Whether most hosts have that reason for something.
+fn is_ordinary(reason: &Reason) -> bool {
+    matches!(reason, Reason::Internal | Reason::NotConcerned)
+}
+
 fn closed(text: &mut String, closed: &[Closed<'_>], all: bool) {
-    let is_ordinary = |closed: &&Closed<'_>| matches!(closed.reason, Reason::Internal | Reason::NotConcerned);
     let lines: Vec<_> = closed
         .iter()
-        .filter(|closed| all || !is_ordinary(closed))
+        .filter(|closed| all || !is_ordinary(&closed.reason))
         .map(|closed| ([format!("  {}", closed.row), ports(closed.ports), closed.reason.to_string()], FAINT))
         .collect();
     if closed.is_empty() {
@@ -254,8 +277,66 @@ fn closed(text: &mut String, closed: &[Closed<'_>], all: bool) {
     }
 }
 
+fn words(ports: &[Ports]) -> Vec<String> {
+    ports.iter().map(ToString::to_string).collect()
+}
+
+fn json_members(peers: &Peers<'_>) -> Vec<Value> {
+    members(peers).map(|(network, line)| json!({ "network": network.to_string(), "line": line })).collect()
+}
+
+fn link(peers: &Peers<'_>) -> &'static str {
+    match peers.tunnel {
+        Tunnel::Any => "any",
+        Tunnel::Clear => "clear",
+        Tunnel::Encrypted => "encrypted",
+    }
+}
+
+fn json_of_service(service: &DynamicService, permissions: &[Permission<'_>], closed: Option<&Reason>) -> Value {
+    let patterns =
+        |patterns: &[Pattern]| patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect::<Vec<_>>();
+    let row = match &service.exposure {
+        Exposure::Row(row) => Some(row),
+        Exposure::From(_) => None,
+    };
+    let mut groups: Vec<&str> = Vec::new();
+    for Permission { peers, .. } in permissions {
+        if !groups.contains(&peers.group.as_str()) {
+            groups.push(&peers.group);
+        }
+    }
+    let permissions: Vec<_> = permissions
+        .iter()
+        .map(|Permission { flow, peers }| {
+            json!({ "flow": flow, "group": peers.group, "link": link(peers), "members": json_members(peers) })
+        })
+        .collect();
+    json!({
+        "service": service.name,
+        "row": row,
+        "tracker": service.tracker.name(),
+        "anchor": service.anchor.map(|port| format!("{port}/tcp")),
+        "programs": service.programs,
+        "process": {
+            "exe": patterns(&service.process.exe),
+            "user": service.process.user,
+            "unit": service.process.unit,
+            "args": patterns(&service.process.args),
+        },
+        "ports": words(&service.ports),
+        "limit": service.limit,
+        "on_close": match service.on_close {
+            OnClose::Keep => "keep",
+            OnClose::Cut => "cut",
+        },
+        "groups": groups,
+        "permissions": permissions,
+        "closed": closed.map(ToString::to_string),
+    })
+}
+
 fn json_of(plan: &Plan<'_>, found: &str) -> Value {
-    let words = |ports: &[Ports]| ports.iter().map(ToString::to_string).collect::<Vec<_>>();
     let kind = |row: &RowRef<'_>| match row {
         RowRef::Catalogue(_) => "catalogue",
         RowRef::Allow(_) => "allow",
@@ -267,9 +348,6 @@ fn json_of(plan: &Plan<'_>, found: &str) -> Value {
         .allowances
         .iter()
         .map(|allowance| {
-            let members: Vec<_> = members(&allowance.peers)
-                .map(|(network, line)| json!({ "network": network.to_string(), "line": line }))
-                .collect();
             json!({
                 "row": name(&allowance.row),
                 "kind": kind(&allowance.row),
@@ -280,12 +358,8 @@ fn json_of(plan: &Plan<'_>, found: &str) -> Value {
                 "ports": words(&allowance.ports),
                 "flow": allowance.flow,
                 "group": allowance.peers.group,
-                "link": match allowance.peers.tunnel {
-                    Tunnel::Any => "any",
-                    Tunnel::Clear => "clear",
-                    Tunnel::Encrypted => "encrypted",
-                },
-                "members": members,
+                "link": link(&allowance.peers),
+                "members": json_members(&allowance.peers),
                 "dynamic": allowance.dynamic,
             })
         })
@@ -302,36 +376,10 @@ fn json_of(plan: &Plan<'_>, found: &str) -> Value {
             })
         })
         .collect();
-    let dynamic: Vec<_> = plan
-        .dynamic
-        .iter()
-        .map(|exposed| {
-            let service = exposed.service;
-            let mut groups: Vec<&str> = Vec::new();
-            for permission in &exposed.permissions {
-                if !groups.contains(&permission.peers.group.as_str()) {
-                    groups.push(&permission.peers.group);
-                }
-            }
-            json!({
-                "service": service.name,
-                "row": match &service.exposure {
-                    Exposure::Row(row) => Some(row),
-                    Exposure::From(_) => None,
-                },
-                "tracker": service.tracker.name(),
-                "anchor": service.anchor.map(|port| format!("{port}/tcp")),
-                "ports": words(&service.ports),
-                "limit": service.limit,
-                "groups": groups,
-            })
-        })
-        .collect();
-    let closed_dynamic: Vec<_> = plan
-        .closed_dynamic
-        .iter()
-        .map(|closed| json!({ "service": closed.service.name, "reason": closed.reason.to_string() }))
-        .collect();
+    let exposed = plan.dynamic.iter().map(|exposed| json_of_service(exposed.service, &exposed.permissions, None));
+    let closed_dynamic =
+        plan.closed_dynamic.iter().map(|closed| json_of_service(closed.service, &[], Some(&closed.reason)));
+    let dynamic: Vec<_> = exposed.chain(closed_dynamic).collect();
     let servers: Vec<_> = by_name(plan)
         .into_iter()
         .map(|(row, ports, names)| json!({ "row": row, "ports": words(ports), "names": names }))
@@ -346,7 +394,6 @@ fn json_of(plan: &Plan<'_>, found: &str) -> Value {
         "allowances": allowances,
         "closed": closed,
         "dynamic": dynamic,
-        "closed_dynamic": closed_dynamic,
         "named_servers": servers,
     })
 }

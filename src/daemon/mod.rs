@@ -293,30 +293,33 @@ impl<K: Kernel> Daemon<K> {
     async fn adopt(&mut self) -> Result<(), Error> {
         let open = self.reconciler.snapshot()?.table.as_ref().map(plan::opened).unwrap_or_default();
         if !open.is_empty() {
-            self.dynamic.verify_anew(open);
+            let number = |port: plan::OpenPort| (port.protocol, port.port);
+            let ports = open.into_iter().map(|(service, ports)| (service, ports.into_iter().map(number).collect()));
+            self.dynamic.verify_anew(ports.collect());
             self.dynamic.verified().await;
             self.open_dynamic_ports();
         }
         Ok(())
     }
 
-    /// Puts the dynamic ports that are open into what is desired; `None` when nothing is.
-    fn open_dynamic_ports(&mut self) -> Option<plan::Part> {
-        let desired = self.desired.as_mut()?;
-        Some(plan::open(&mut desired.ruleset, self.dynamic.open()))
+    /// Puts the dynamic ports that are open into what is desired.
+    fn open_dynamic_ports(&mut self) {
+        if let Some(desired) = &mut self.desired {
+            plan::open(&mut desired.ruleset, self.dynamic.open());
+        }
     }
 
     /// Opens and closes dynamic ports as the observer has found.
     fn follow_listeners(&mut self) {
         let news = self.dynamic.take();
-        if !news.changes.is_empty()
-            && let Some(part) = self.open_dynamic_ports()
-            && let Some(desired) = &self.desired
-        {
-            // First the kernel, then whoever wants to know.
-            let result = self.reconciler.apply_part(&desired.ruleset, &part);
-            self.conclude("listeners have changed", &result);
-            self.cut(&news.changes);
+        if !news.changes.is_empty() {
+            self.open_dynamic_ports();
+            if let Some(desired) = &self.desired {
+                // First the kernel, then whoever wants to know.
+                let result = self.reconciler.apply_part(&desired.ruleset);
+                self.conclude("listeners have changed", &result);
+                self.cut(&news.changes);
+            }
         }
         self.dynamic.log(&news);
         self.status.send_modify(|status| status.dynamic = self.dynamic.report().clone());

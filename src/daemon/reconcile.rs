@@ -15,6 +15,8 @@ pub struct Reconciler<K> {
     kernel: K,
     /// What our table holds, and the ruleset generation at which that was true; `None`: must be read first.
     committed: Option<Snapshot>,
+    /// Whether `committed` is what was last asked for, so that a part of it can be changed without looking at the rest.
+    in_step: bool,
 }
 
 /// What a request has led to.
@@ -51,7 +53,7 @@ pub enum Error {
 impl<K: Kernel> Reconciler<K> {
     /// Nothing is read before it is needed.
     pub fn new(kernel: K) -> Self {
-        Self { kernel, committed: None }
+        Self { kernel, committed: None, in_step: false }
     }
 
     /// What our table holds: as last committed, or read from the kernel.
@@ -85,32 +87,18 @@ impl<K: Kernel> Reconciler<K> {
         self.set(Some(desired))
     }
 
-    /// Makes the kernel hold this ruleset, which differs from what it holds in this part at most: costs what the part is,
-    /// not what there is. Where more turns out to differ, all is compared.
+    /// Makes the kernel hold this ruleset, which differs from the one that was last applied or verified at most in the ports
+    /// that are open in it ([`crate::plan::open`]). Costs what is open, not what there is: neither of the two rulesets is
+    /// read or copied beyond that part. Where this cannot be done, it is an [`Reconciler::apply`].
     ///
     /// # Errors
     ///
     /// See [`enum@Error`]; the table is as it was before.
-    pub fn apply_part(&mut self, desired: &Ruleset, part: &Part) -> Result<Outcome, Error> {
-        let Some(mut snapshot) = self.committed.take() else { return self.apply(desired) };
-        if let Some(table) = &mut snapshot.table
-            && snapshot.foreign.is_empty()
-        {
-            let wanted = part.of(desired);
-            let changes = diff(Some(&part.of(table)), Some(&wanted));
-            // From here to the kernel's word the committed state is unknown, and stays so if that word is an error.
-            let committed = match changes.is_empty() {
-                true => Ok(snapshot.generation),
-                false => self.kernel.commit(&changes, snapshot.generation),
-            };
-            if let Ok(generation) = committed {
-                part.replace(table, wanted);
-                self.committed = Some(Snapshot { generation, ..snapshot });
-                let (count, changes) = (changes.len(), summary(&changes));
-                return Ok(Outcome { changes, count, generation, foreign: Vec::new() });
-            }
+    pub fn apply_part(&mut self, desired: &Ruleset) -> Result<Outcome, Error> {
+        match self.try_part(desired) {
+            Some(outcome) => Ok(outcome),
+            None => self.apply(desired),
         }
-        self.apply(desired)
     }
 
     /// Removes the table.
@@ -158,6 +146,29 @@ impl<K: Kernel> Reconciler<K> {
         self.committed.as_ref().map(|snapshot| snapshot.generation)
     }
 
+    /// `None`: nothing is applied, or nobody knows; what is known of the table is right in either case.
+    fn try_part(&mut self, desired: &Ruleset) -> Option<Outcome> {
+        if !self.in_step {
+            return None;
+        }
+        let snapshot = self.committed.as_mut()?;
+        let table = snapshot.table.as_mut()?;
+        let part = Part::of(desired);
+        let changes = Part::of(table).changes_to(&part)?;
+        if !changes.is_empty() {
+            match self.kernel.commit(&changes, snapshot.generation) {
+                Ok(generation) => snapshot.generation = generation,
+                Err(_) => {
+                    self.committed = None;
+                    return None;
+                }
+            }
+            part.put_into(table);
+        }
+        let generation = snapshot.generation;
+        Some(Outcome { changes: summary(&changes), count: changes.len(), generation, foreign: Vec::new() })
+    }
+
     fn set(&mut self, desired: Option<&Ruleset>) -> Result<Outcome, Error> {
         let mut attempt = 1;
         loop {
@@ -167,6 +178,7 @@ impl<K: Kernel> Reconciler<K> {
             };
             let changes = changes(&snapshot, desired);
             if changes.is_empty() {
+                self.in_step = true;
                 let generation = self.committed.insert(snapshot).generation;
                 return Ok(Outcome { changes: summary(&changes), count: 0, generation, foreign: Vec::new() });
             }
@@ -174,6 +186,7 @@ impl<K: Kernel> Reconciler<K> {
             let error = match self.kernel.commit(&changes, snapshot.generation) {
                 Ok(generation) => {
                     self.committed = Some(Snapshot { generation, table: desired.cloned(), foreign: Vec::new() });
+                    self.in_step = true;
                     return Ok(Outcome {
                         changes: summary(&changes),
                         count: changes.len(),
@@ -198,6 +211,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn read(&mut self) -> Result<Snapshot, Error> {
+        self.in_step = false;
         let mut attempt = 1;
         loop {
             match self.kernel.dump() {
@@ -226,7 +240,8 @@ fn changes(snapshot: &Snapshot, desired: Option<&Ruleset>) -> Vec<Change> {
 mod tests {
     use super::*;
     use crate::kernel::FakeKernel;
-    use crate::ruleset::{Chain, PortRange, Rule, Set, Statement, Verdict, VerdictMap};
+    use crate::plan::{LocalScope, OpenPort, open};
+    use crate::ruleset::{Chain, PortKey, Protocol, Rule, Set, Statement, Verdict, VerdictMap};
     use std::collections::VecDeque;
     use std::net::Ipv4Addr;
 
@@ -427,41 +442,75 @@ mod tests {
         assert_eq!(reconciler.generation(), Some(known + 1), "a transaction in between went unheard");
     }
 
-    /// A ruleset with a verdict map of these ports, and the part that the map is.
-    fn with_ports(addresses: &[u8], ports: &[u16]) -> (Ruleset, Part) {
-        let mut ruleset = ruleset(addresses);
-        let elements = ports.iter().map(|port| (PortRange::single(*port), Verdict::Accept)).collect();
-        ruleset.maps.insert("dynamic_tcp".into(), VerdictMap { interval: false, elements });
-        (ruleset, Part { maps: ["dynamic_tcp".into()].into(), ..Part::default() })
+    /// The ruleset with a map of dynamic ports and a service whose port 40000, or another one, is open.
+    fn with_open(peers: &[u8], port: Option<u16>) -> Ruleset {
+        let mut ruleset = ruleset(peers);
+        ruleset.maps.insert("dynamic_tcp".into(), VerdictMap::default());
+        let look_up = Statement::PortVerdict(Protocol::Tcp, PortKey::Destination, "dynamic_tcp".into());
+        ruleset.chains.insert("input".into(), Chain { base: None, rules: vec![Rule::new([look_up])] });
+        ruleset.chains.insert("dyn_broker.v4".into(), Chain::default());
+        let scope = LocalScope::Address(Ipv4Addr::new(10, 9, 9, 1).into());
+        let open_ports = port.map(|port| OpenPort { protocol: Protocol::Tcp, port, scope });
+        open(&mut ruleset, &[("broker".to_owned(), open_ports.into_iter().collect())].into());
+        ruleset
     }
 
     #[test]
-    fn a_part_is_changed_by_itself() {
+    fn a_port_opens_and_closes_without_reading_anything() {
         let mut reconciler = Reconciler::new(Crossed::new());
-        reconciler.apply(&with_ports(&[1], &[]).0).unwrap();
-        let (desired, part) = with_ports(&[1], &[5, 7]);
-        let outcome = reconciler.apply_part(&desired, &part).unwrap();
-        assert_eq!((outcome.changes.as_str(), reconciler.kernel.dumps), ("2 elements added", 1));
-        assert_eq!(reconciler.kernel.table().as_ref(), Some(&desired));
-        assert!(reconciler.apply_part(&desired, &part).unwrap().is_nothing());
-        assert!(reconciler.verify(&desired).unwrap().is_nothing());
-        assert_eq!(reconciler.kernel.dumps, 1, "what was committed is known");
+        let mut generation = reconciler.apply(&with_open(&[1], None)).unwrap().generation;
+        for port in [Some(40_000), Some(40_001), None] {
+            let desired = with_open(&[1], port);
+            let outcome = reconciler.apply_part(&desired).unwrap();
+            generation += 1;
+            assert_eq!(outcome.generation, generation);
+            assert_eq!(reconciler.kernel.table().as_ref(), Some(&desired));
+            assert!(reconciler.apply_part(&desired).unwrap().is_nothing());
+            assert!(reconciler.verify(&desired).unwrap().is_nothing(), "what was committed is known");
+        }
+        assert_eq!((reconciler.kernel.dumps, reconciler.kernel.commits), (1, 4));
     }
 
     #[test]
-    fn a_part_that_meets_foreign_changes_leads_to_the_whole() {
-        for event in [Event::Foreign(Some(ruleset(&[9]))), Event::AnswerLost, Event::RequestLost, Event::Refused] {
+    fn whatever_comes_in_between_the_ports_open() {
+        let old = with_open(&[1], Some(40_000));
+        let desired = with_open(&[1], Some(40_001));
+        let mut without_map = with_open(&[1], None);
+        without_map.maps.clear();
+        without_map.chains.remove("input");
+        for event in [
+            Event::Foreign(None),
+            Event::Foreign(Some(with_open(&[1, 9], None))),
+            Event::Foreign(Some(without_map)),
+            Event::AnswerLost,
+            Event::RequestLost,
+            Event::Refused,
+        ] {
             let mut reconciler = Reconciler::new(Crossed::new());
-            reconciler.apply(&with_ports(&[1], &[]).0).unwrap();
-            let (desired, part) = with_ports(&[1], &[5]);
+            reconciler.apply(&old).unwrap();
             reconciler.kernel.events.push_back(event.clone());
-            reconciler.apply_part(&desired, &part).unwrap_or_else(|error| panic!("{event:?}: {error}"));
+            reconciler.apply_part(&desired).unwrap_or_else(|error| panic!("{event:?}: {error}"));
             assert_eq!(reconciler.kernel.table().as_ref(), Some(&desired), "{event:?}");
+            reconciler.apply_part(&old).unwrap();
+            assert_eq!(reconciler.kernel.table().as_ref(), Some(&old), "{event:?}");
         }
-        let (desired, part) = with_ports(&[1], &[5]);
-        let mut unread = Reconciler::new(Crossed::new());
-        unread.apply_part(&desired, &part).unwrap();
-        assert_eq!(unread.kernel.table().as_ref(), Some(&desired));
+    }
+
+    #[test]
+    fn what_is_not_known_to_be_as_desired_is_compared_as_a_whole() {
+        let desired = with_open(&[1], Some(40_000));
+        let foreign = with_open(&[1, 9], None);
+        let mut crossed = Crossed::new();
+        crossed.set(Some(&foreign));
+        let mut reconciler = Reconciler::new(crossed);
+        reconciler.apply_part(&desired).unwrap();
+        assert_eq!(reconciler.kernel.table().as_ref(), Some(&desired), "nothing was applied before");
+
+        reconciler.kernel.set(Some(&foreign));
+        reconciler.forget();
+        reconciler.snapshot().unwrap();
+        reconciler.apply_part(&desired).unwrap();
+        assert_eq!(reconciler.kernel.table().as_ref(), Some(&desired), "the table was read and not compared");
     }
 
     #[test]

@@ -306,10 +306,7 @@ fn lift_both_ports(statements: &mut Vec<Statement>, from: &[Expression]) -> Opti
 
 /// The statement at the beginning, and the number of its expressions.
 fn lift_one(from: &[Expression]) -> Option<(Statement, usize)> {
-    lift_long(from)
-        .or_else(|| lift_destination(from))
-        .or_else(|| lift_pair(from))
-        .or_else(|| lift_single(from.first()?).map(|statement| (statement, 1)))
+    lift_long(from).or_else(|| lift_pair(from)).or_else(|| lift_single(from.first()?).map(|statement| (statement, 1)))
 }
 
 fn lift_long(from: &[Expression]) -> Option<(Statement, usize)> {
@@ -332,6 +329,15 @@ fn lift_long(from: &[Expression]) -> Option<(Statement, usize)> {
                 .find(|side| *load == address(*side, family))?;
             Some((Statement::InSet(side, family, set.clone()), 4))
         }
+        [Expression::Meta(MetaKey::Family), family, load, destination @ Expression::Compare { .. }, ..] => {
+            let family = lift_family(family).filter(|family| *load == address(AddressSide::Destination, *family))?;
+            let destination = equal_value(destination)?;
+            let destination = match family {
+                Family::Ipv4 => IpAddr::from(<[u8; 4]>::try_from(destination).ok()?),
+                Family::Ipv6 => IpAddr::from(<[u8; 16]>::try_from(destination).ok()?),
+            };
+            Some((Statement::DestinationAddress(destination), 4))
+        }
         [Expression::Meta(MetaKey::Family), family, load, Expression::Mask(mask), prefix, ..]
             if lift_family(family) == Some(Family::Ipv6)
                 && *load == address(AddressSide::Source, Family::Ipv6)
@@ -353,19 +359,6 @@ fn lift_long(from: &[Expression]) -> Option<(Statement, usize)> {
         }
         _ => None,
     }
-}
-
-fn lift_destination(from: &[Expression]) -> Option<(Statement, usize)> {
-    let [Expression::Meta(MetaKey::Family), family, load, compare, ..] = from else { return None };
-    let family = lift_family(family)?;
-    if *load != address(AddressSide::Destination, family) {
-        return None;
-    }
-    let destination = match family {
-        Family::Ipv4 => IpAddr::from(<[u8; 4]>::try_from(equal_value(compare)?).ok()?),
-        Family::Ipv6 => IpAddr::from(<[u8; 16]>::try_from(equal_value(compare)?).ok()?),
-    };
-    Some((Statement::DestinationAddress(destination), 4))
 }
 
 fn lift_pair(from: &[Expression]) -> Option<(Statement, usize)> {

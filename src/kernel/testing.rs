@@ -12,7 +12,7 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::select;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const LEAVES: [&str; 3] = ["leaf0", "leaf1", "leaf2"];
 const MIDDLE: [&str; 3] = ["m0", "m1", "m2"];
@@ -214,8 +214,12 @@ fn matching(sets: Vec<(Name, Family)>) -> BoxedStrategy<Vec<Statement>> {
         Statement::LinkLocalSource,
         Statement::Protocol(Protocol::Tcp),
     ]);
-    let destination = any::<std::net::IpAddr>().prop_map(|address| vec![Statement::DestinationAddress(address)]);
     let state = (1..8_u32).prop_map(|bits| vec![Statement::CtState(bits)]);
+    let destination = prop_oneof![
+        any::<u32>().prop_map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits))),
+        any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
+    ]
+    .prop_map(|address| vec![Statement::DestinationAddress(address)]);
     let simple = prop_oneof![icmp, port, plain.prop_map(|statement| vec![statement]), state, destination].boxed();
     if sets.is_empty() {
         return simple;

@@ -1,7 +1,10 @@
 //! What a host may exchange with whom: the catalogue's semantics, applied once.
+//!
+//! Rows and the site's own `[[allow]]`s become allowances, services with dynamic ports become permissions without ports:
+//! which ports those are is known only while a process listens.
 
+use super::Plan;
 use super::peers::{Peers, Tunnel, View, group_name, intersection, party_name};
-use super::{Exposed, Permission, Plan};
 use crate::policy::{
     Allow, Condition, DynamicService, Exposure, Flow, Group, Party, PartyKind, Policy, Ports, Row, Scope,
 };
@@ -21,8 +24,7 @@ pub struct Allowance<'a> {
     pub flow: String,
     /// Who is at the other end.
     pub peers: Peers<'a>,
-    /// Whether the ports stand for random ones of the far side (see
-    /// [`Dynamic::egress`](crate::policy::Dynamic::egress)).
+    /// Whether the ports stand for random ones of the far side (see [`Dynamic::egress`](crate::policy::Dynamic::egress)).
     pub dynamic: bool,
 }
 
@@ -67,8 +69,8 @@ pub struct Closed<'a> {
 /// Why a row opens nothing on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// `enabled = false` stands in the policy at this line.
-    Disabled(u32),
+    /// `enabled = false` stands in the policy at this line, or in the catalogue (`None`).
+    Disabled(Option<u32>),
     /// The port serves the host itself only.
     Internal,
     /// This condition does not hold, in the catalogue's words.
@@ -88,7 +90,8 @@ pub enum Reason {
 impl Display for Reason {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Disabled(line) => write!(f, "disabled in line {line} of the policy"),
+            Self::Disabled(Some(line)) => write!(f, "disabled in line {line} of the policy"),
+            Self::Disabled(None) => f.write_str("disabled in the catalogue"),
             Self::Internal => f.write_str("serves the host itself only"),
             Self::Condition(condition) => write!(f, "needs: {condition}"),
             Self::NotConcerned => f.write_str("no flow begins or ends on this host"),
@@ -100,12 +103,30 @@ impl Display for Reason {
     }
 }
 
-/// A service with dynamic ports that opens nothing on this host, and why.
+/// A service with dynamic ports that others may reach on this host, once a verified process listens on some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposed<'a> {
+    /// The service.
+    pub service: &'a DynamicService,
+    /// Who may reach its ports; never empty, and nobody is named twice.
+    pub permissions: Vec<Permission<'a>>,
+}
+
+/// Who may open connections, and by which flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permission<'a> {
+    /// The flow as people write it, such as `console -> managed-host`.
+    pub flow: String,
+    /// Who is at the other end.
+    pub peers: Peers<'a>,
+}
+
+/// A service with dynamic ports of which this host opens none, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClosedDynamic<'a> {
     /// The service.
     pub service: &'a DynamicService,
-    /// Why: that of its row, or its own.
+    /// Why nothing is opened.
     pub reason: Reason,
 }
 
@@ -140,35 +161,61 @@ pub(super) fn legs<'f>(view: View<'_>, flows: &'f [Flow]) -> Vec<Leg<'f>> {
 impl<'a> Plan<'a> {
     pub(super) fn add_row(&mut self, row: &'a Row) {
         let reference = RowRef::Catalogue(&row.id);
+        let permissions = match self.row_permissions(row, &[Direction::Ingress, Direction::Egress]) {
+            Ok(permissions) => permissions,
+            Err(reason) => return self.closed.push(Closed { row: reference, ports: &row.ports, reason }),
+        };
+        let is_enabled = self.policy.dynamic.get(&row.id).is_none_or(|service| service.enabled);
+        let dynamic = row.dynamic.as_ref().filter(|dynamic| {
+            is_enabled && !dynamic.egress.is_empty() && dynamic.when.iter().all(|when| holds(when, self.policy))
+        });
+        for (direction, Permission { flow, peers }) in permissions {
+            if let (Direction::Egress, Some(dynamic)) = (direction, dynamic) {
+                self.push(Allowance {
+                    row: reference,
+                    direction,
+                    ports: dynamic.egress.clone(),
+                    flow: flow.clone(),
+                    peers: peers.clone(),
+                    dynamic: true,
+                });
+            }
+            self.push(Allowance { row: reference, direction, ports: row.ports.clone(), flow, peers, dynamic: false });
+        }
+    }
+
+    /// What a row permits to whom on this host, whatever its ports are, in these directions.
+    fn row_permissions(&self, row: &Row, directions: &[Direction]) -> Result<Vec<(Direction, Permission<'a>)>, Reason> {
         let adjustment = self.policy.rows.get(&row.id);
-        let closed = |reason| Closed { row: reference, ports: &row.ports, reason };
         if let Some(adjustment) = adjustment.filter(|adjustment| !adjustment.enabled) {
-            return self.closed.push(closed(Reason::Disabled(adjustment.line)));
+            return Err(Reason::Disabled(Some(adjustment.line)));
         }
         if row.scope == Scope::Internal {
-            return self.closed.push(closed(Reason::Internal));
+            return Err(Reason::Internal);
         }
         if let Some(condition) = row.when.iter().find(|condition| !holds(condition, self.policy)) {
-            return self.closed.push(closed(Reason::Condition(condition.to_string())));
+            return Err(Reason::Condition(condition.to_string()));
         }
         let view = self.view();
-        let legs = legs(view, &row.flows);
+        let mut legs = legs(view, &row.flows);
+        legs.retain(|leg| directions.contains(&leg.direction));
         if legs.is_empty() {
-            return self.closed.push(closed(Reason::NotConcerned));
+            return Err(Reason::NotConcerned);
         }
-
-        let before = self.allowances.len();
-        let switched_off = self.policy.dynamic.get(&row.id).is_some_and(|service| !service.enabled);
-        let dynamic = row.dynamic.as_ref().filter(|_| !switched_off);
-        let dynamic = dynamic.filter(|dynamic| dynamic.when.iter().all(|when| holds(when, self.policy)));
+        let mut permissions = Vec::new();
         let mut reason = None;
-        for leg in legs {
-            let mut peers = view.peers(leg.other, Tunnel::from(row.tunnelled), Some(row));
+        let mut groups: Vec<String> = Vec::new();
+        for Leg { direction, other, flow } in legs {
+            let name = group_name(other);
+            if !groups.iter().any(|group| group == name) {
+                groups.push(name.to_owned());
+            }
+            let mut peers = view.peers(other, Tunnel::from(row.tunnelled), Some(row));
             if peers.is_empty() {
-                reason.get_or_insert_with(|| self.reason_of_nobody(row, leg.other));
+                reason.get_or_insert_with(|| self.reason_of_nobody(row, other));
                 continue;
             }
-            if let (Direction::Ingress, Some(adjustment)) = (leg.direction, adjustment)
+            if let (Direction::Ingress, Some(adjustment)) = (direction, adjustment)
                 && let Some(limits) = &adjustment.only_from
             {
                 peers.members = Cow::Owned(intersection(&peers.members, limits));
@@ -178,43 +225,21 @@ impl<'a> Plan<'a> {
                     continue;
                 }
             }
-            if let (Direction::Egress, Some(dynamic)) = (leg.direction, dynamic)
-                && !dynamic.egress.is_empty()
-            {
-                self.push(Allowance {
-                    row: reference,
-                    direction: leg.direction,
-                    ports: dynamic.egress.clone(),
-                    flow: leg.flow.clone(),
-                    peers: peers.clone(),
-                    dynamic: true,
-                });
-            }
-            self.push(Allowance {
-                row: reference,
-                direction: leg.direction,
-                ports: row.ports.clone(),
-                flow: leg.flow,
-                peers,
-                dynamic: false,
-            });
+            permissions.push((direction, Permission { flow, peers }));
         }
-        if self.allowances.len() == before
-            && let Some(reason) = reason
-        {
-            let reason = match reason {
-                Reason::NoPeers(_) => Reason::NoPeers(empty_groups(view, row)),
+        match reason {
+            Some(reason) if permissions.is_empty() => Err(match reason {
+                Reason::NoPeers(_) => Reason::NoPeers(groups),
                 reason => reason,
-            };
-            self.closed.push(closed(reason));
+            }),
+            _ => Ok(permissions),
         }
     }
 
     pub(super) fn add_allow(&mut self, allow: &'a Allow) {
         let view = self.view();
         let before = self.allowances.len();
-        let names = |parties: &[Party]| parties.iter().map(party_name).collect::<Vec<_>>().join(", ");
-        let flow = format!("{} -> {}", names(&allow.from), names(&allow.to));
+        let flow = format!("{} -> {}", party_names(&allow.from), party_names(&allow.to));
         let mut concerned = false;
         for (direction, own, other, end) in
             [(Direction::Ingress, &allow.to, &allow.from, "from"), (Direction::Egress, &allow.from, &allow.to, "to")]
@@ -223,7 +248,7 @@ impl<'a> Plan<'a> {
                 continue;
             }
             concerned = true;
-            for peers in self.parties_as_peers(format!("allow.{}.{end}", set_label(&allow.name)), other) {
+            for peers in party_peers(view, format!("allow.{}.{end}", set_label(&allow.name)), other) {
                 self.push(Allowance {
                     row: RowRef::Allow(&allow.name),
                     direction,
@@ -244,57 +269,43 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Adds a service with dynamic ports. The row that it is exposed by must have been added before.
-    pub(super) fn add_dynamic(&mut self, service: &'a DynamicService) {
-        let closed = |reason| ClosedDynamic { service, reason };
-        if !service.enabled {
-            return self.closed_dynamic.push(closed(Reason::Disabled(service.line.unwrap_or_default())));
-        }
-        if let Some(condition) = service.when.iter().find(|condition| !holds(condition, self.policy)) {
-            return self.closed_dynamic.push(closed(Reason::Condition(condition.to_string())));
-        }
-        let permissions: Vec<Permission<'a>> = match &service.exposure {
-            Exposure::Row(id) => {
-                let of_row = |allowance: &&Allowance<'a>| {
-                    allowance.row == RowRef::Catalogue(id) && allowance.direction == Direction::Ingress
-                };
-                self.allowances
-                    .iter()
-                    .filter(of_row)
-                    .map(|allowance| Permission { flow: allowance.flow.clone(), peers: allowance.peers.clone() })
-                    .collect()
-            }
-            Exposure::From(parties) => {
-                let names = parties.iter().map(party_name).collect::<Vec<_>>().join(", ");
-                let flow = format!("{names} -> {}", self.host.name);
-                self.parties_as_peers(format!("dynamic.{}.from", set_label(&service.name)), parties)
-                    .map(|peers| Permission { flow: flow.clone(), peers })
-                    .collect()
-            }
+    pub(super) fn add_service(&mut self, service: &'a DynamicService) {
+        let permissions = if !service.enabled {
+            Err(Reason::Disabled(service.line))
+        } else if let Some(condition) = service.when.iter().find(|condition| !holds(condition, self.policy)) {
+            Err(Reason::Condition(condition.to_string()))
+        } else {
+            self.service_permissions(service)
         };
-        if permissions.is_empty() {
-            let reason = match &service.exposure {
-                Exposure::Row(id) => {
-                    let row = self.closed.iter().find(|closed| closed.row == RowRef::Catalogue(id));
-                    row.map_or(Reason::NotConcerned, |row| row.reason.clone())
-                }
-                Exposure::From(parties) => Reason::NoPeers(parties.iter().map(party_name).collect()),
-            };
-            return self.closed_dynamic.push(closed(reason));
+        match permissions {
+            Ok(permissions) => self.dynamic.push(Exposed { service, permissions }),
+            Err(reason) => self.closed_dynamic.push(ClosedDynamic { service, reason }),
         }
-        self.dynamic.push(Exposed { service, permissions });
     }
 
-    /// The parties at one end of an allowance, as groups of peers; empty ones are left out. `label` stands for those that
-    /// are named one by one.
-    fn parties_as_peers(&self, label: String, parties: &'a [Party]) -> impl Iterator<Item = Peers<'a>> + use<'a> {
-        let view = self.view();
-        let mut peers = vec![view.named_peers(label, parties)];
-        peers.extend(parties.iter().filter_map(|party| match &party.kind {
-            PartyKind::Group(group) => Some(view.peers(group, Tunnel::Any, None)),
-            _ => None,
-        }));
-        peers.into_iter().filter(|peers| !peers.is_empty())
+    /// Who may reach the ports of a service on this host, were it enabled and its own conditions met.
+    pub(super) fn service_permissions(&self, service: &DynamicService) -> Result<Vec<Permission<'a>>, Reason> {
+        let mut permissions: Vec<Permission<'a>> = Vec::new();
+        match &service.exposure {
+            Exposure::Row(id) => {
+                let row = self.catalogue.row(id).ok_or(Reason::NotConcerned)?;
+                for (_, permission) in self.row_permissions(row, &[Direction::Ingress])? {
+                    if !permissions.iter().any(|other| other.peers.label == permission.peers.label) {
+                        permissions.push(permission);
+                    }
+                }
+            }
+            Exposure::From(parties) => {
+                let flow = format!("{} -> {}", party_names(parties), self.host.name);
+                let label = format!("dynamic.{}.from", set_label(&service.name));
+                let peers = party_peers(self.view(), label, parties);
+                permissions.extend(peers.map(|peers| Permission { flow: flow.clone(), peers }));
+                if permissions.is_empty() {
+                    return Err(Reason::NoPeers(parties.iter().map(party_name).collect()));
+                }
+            }
+        }
+        Ok(permissions)
     }
 
     /// Adds the allowance unless the row already allows the same to the same peers by another flow.
@@ -320,15 +331,18 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn empty_groups(view: View<'_>, row: &Row) -> Vec<String> {
-    let mut groups: Vec<String> = Vec::new();
-    for leg in legs(view, &row.flows) {
-        let name = group_name(leg.other).to_owned();
-        if !groups.contains(&name) {
-            groups.push(name);
-        }
-    }
-    groups
+/// The peers that parties stand for: hosts, addresses and networks together under this label, and each group.
+fn party_peers<'a>(view: View<'a>, label: String, parties: &[Party]) -> impl Iterator<Item = Peers<'a>> {
+    let named = view.named_peers(label, parties);
+    let groups = parties.iter().filter_map(move |party| match &party.kind {
+        PartyKind::Group(group) => Some(view.peers(group, Tunnel::Any, None)),
+        _ => None,
+    });
+    std::iter::once(named).chain(groups).filter(|peers| !peers.is_empty())
+}
+
+fn party_names(parties: &[Party]) -> String {
+    parties.iter().map(party_name).collect::<Vec<_>>().join(", ")
 }
 
 /// The part of a name of the kernel that stands for a row or allowance. Ids have no underscore, so this is one to one.

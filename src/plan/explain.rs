@@ -1,14 +1,15 @@
 //! May this address reach this port, by what, and if not, what would have to change?
 //!
-//! The answer is worked out from the allowances, not from the ruleset, so that the two can be compared: tests send
+//! The answer is worked out from the allowances and the open ports, not from the ruleset, so that the two can be compared: tests send
 //! real packets and expect the kernel to agree.
 
 use super::allowance::{Leg, holds, legs};
 use super::peers::{find, group_name, party_name, short_network};
 use super::ports::contains;
-use super::{Direction, LocalScope, OpenPort, OpenPorts, Plan, RowRef, Tunnel};
-use crate::policy::{Allow, Condition, EgressMode, Group, Host, Mode, PartyKind, Ports, Row, Scope};
-use crate::ruleset::PortRange;
+use super::{Direction, LocalScope, OpenPorts, Permission, Plan, RowRef, Tunnel};
+use crate::policy::{
+    Allow, Condition, DynamicService, EgressMode, Exposure, Group, Host, Mode, PartyKind, Ports, Row, Scope,
+};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -21,6 +22,9 @@ pub struct Query {
     pub peer: IpAddr,
     /// A single port, or echo.
     pub port: Ports,
+    /// The host's own address that the packet goes to; `None`: whichever one lets it in. It matters only for dynamic
+    /// ports whose process listens on one address or one family.
+    pub local: Option<IpAddr>,
 }
 
 /// The answer.
@@ -61,13 +65,11 @@ pub enum Grant {
         /// The line of the policy on which the address stands; `None` when it stands in the catalogue.
         line: Option<u32>,
     },
-    /// A port that is open because the verified process of a service listens on it now.
+    /// A dynamic port on which a verified process listens.
     Dynamic {
-        /// The service.
+        /// The service, such as `imq`.
         service: String,
-        /// Packets to which of the host's addresses reach it.
-        scope: LocalScope,
-        /// By which flow.
+        /// By which flow, such as `console -> managed-host`.
         flow: String,
         /// As a member of which group.
         group: String,
@@ -75,6 +77,8 @@ pub enum Grant {
         member: IpNet,
         /// The line of the policy on which the address stands; `None` when it stands in the catalogue.
         line: Option<u32>,
+        /// Packets to which of the host's addresses are let in.
+        scope: LocalScope,
     },
     /// The address is the host's own, and loopback traffic is always allowed.
     Loopback,
@@ -82,10 +86,10 @@ pub enum Grant {
     EgressOff,
 }
 
-/// A row that opens the port, but not for this packet.
+/// A row or dynamic service that has the port, but does not open it for this packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NearMiss {
-    /// Which row.
+    /// Which, such as `syslog`, `allow monitoring` or `dynamic imq`.
     pub row: String,
     /// What keeps it from allowing the packet.
     pub why: String,
@@ -97,7 +101,7 @@ pub struct NearMiss {
 pub type Remedy = String;
 
 impl Plan<'_> {
-    /// Says whether the packet may pass, and why, while these dynamic ports are open.
+    /// Says whether the packet may pass while these dynamic ports are open, and why.
     pub fn explain(&self, query: &Query, open: &OpenPorts) -> Explanation {
         let mut notes = Vec::new();
         let is_own = query.peer.is_loopback() || self.host.addresses.contains(&query.peer);
@@ -106,7 +110,9 @@ impl Plan<'_> {
         } else if query.direction == Direction::Egress && self.policy.egress == EgressMode::Off {
             vec![Grant::EgressOff]
         } else {
-            self.grants(query).into_iter().chain(self.dynamic_grants(query, open)).collect()
+            let mut grants = self.grants(query);
+            grants.extend(self.dynamic_grants(query, open));
+            grants
         };
         if !grants.is_empty() {
             return Explanation { verdict: Verdict::Allowed, grants, near_misses: Vec::new(), notes };
@@ -144,18 +150,17 @@ impl Plan<'_> {
 
     fn dynamic_grants(&self, query: &Query, open: &OpenPorts) -> Vec<Grant> {
         let mut grants = Vec::new();
-        for exposed in self.dynamic.iter().filter(|_| query.direction == Direction::Ingress) {
-            let service = &exposed.service.name;
-            for port in open.get(service).into_iter().flatten().filter(|port| is_open_for(port, query)) {
+        for exposed in &self.dynamic {
+            for scope in open_scopes(query, open, &exposed.service.name).filter(|scope| lets_in(*scope, query)) {
                 grants.extend(exposed.permissions.iter().filter_map(|permission| {
                     let (member, line) = permission.peers.find(query.peer)?;
                     Some(Grant::Dynamic {
-                        service: service.clone(),
-                        scope: port.scope,
+                        service: exposed.service.name.clone(),
                         flow: permission.flow.clone(),
                         group: permission.peers.group.clone(),
                         member,
                         line: (line > 0).then_some(line),
+                        scope,
                     })
                 }));
             }
@@ -163,37 +168,13 @@ impl Plan<'_> {
         grants
     }
 
-    /// Why a dynamic port is not open for this packet.
-    fn dynamic_misses(&self, query: &Query, open: &OpenPorts, misses: &mut Vec<NearMiss>) {
-        let in_range = |ports: &Ports| contains(*ports, query.port);
-        for exposed in self.dynamic.iter().filter(|exposed| exposed.service.ports.iter().any(in_range)) {
-            let service = exposed.service;
-            let mut ports = open.get(&service.name).into_iter().flatten();
-            let is_peer = exposed.permissions.iter().any(|permission| permission.peers.find(query.peer).is_some());
-            let groups: Vec<_> = exposed.permissions.iter().map(|permission| permission.peers.group.as_str()).collect();
-            let ranges: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
-            let (why, remedy) = match (ports.any(|port| is_open_for(port, query)), is_peer) {
-                (true, _) => (format!("its port is open, but {} is not in {}", query.peer, groups.join(", ")), None),
-                (false, true) => (
-                    format!("a port in {} is open while its verified process listens on it", ranges.join(", ")),
-                    Some("see what `portward status` and `portward listeners` say of the port".to_owned()),
-                ),
-                (false, false) => continue,
-            };
-            misses.push(NearMiss { row: format!("dynamic {}", service.name), why, remedy });
-        }
-    }
-
     fn near_misses(&self, query: &Query, open: &OpenPorts) -> Vec<NearMiss> {
         let mut misses = Vec::new();
-        if query.direction == Direction::Ingress {
-            self.dynamic_misses(query, open, &mut misses);
-        }
         for row in &self.catalogue.rows {
             let dynamic = row.dynamic.iter().flat_map(|dynamic| &dynamic.egress);
             let ports = row.ports.iter().chain(dynamic.filter(|_| query.direction == Direction::Egress));
             if ports.into_iter().any(|ports| contains(*ports, query.port)) {
-                self.row_misses(query, row, &mut misses);
+                self.row_misses(query, row, RowRef::Catalogue(&row.id).to_string(), &mut misses);
             }
         }
         for allow in self.policy.allows.values() {
@@ -201,13 +182,18 @@ impl Plan<'_> {
                 misses.extend(self.allow_miss(query, allow));
             }
         }
+        if query.direction == Direction::Ingress {
+            for service in self.policy.dynamic.values() {
+                self.service_misses(query, service, open, &mut misses);
+            }
+        }
         misses
     }
 
-    /// Why a row of the catalogue that has the port does not open it for this packet.
-    fn row_misses(&self, query: &Query, row: &Row, misses: &mut Vec<NearMiss>) {
+    /// Why a row of the catalogue that has the port does not open it for this packet. `name`: what the answer calls it.
+    fn row_misses(&self, query: &Query, row: &Row, name: String, misses: &mut Vec<NearMiss>) {
         let mut miss = |why: String, remedy: Option<Remedy>| {
-            let miss = NearMiss { row: RowRef::Catalogue(&row.id).to_string(), why, remedy };
+            let miss = NearMiss { row: name.clone(), why, remedy };
             if !misses.contains(&miss) {
                 misses.push(miss);
             }
@@ -310,6 +296,66 @@ impl Plan<'_> {
         })
     }
 
+    /// Why a service with dynamic ports that has the port open, or could have, does not open it for this packet. Ranges of
+    /// such services are wide: one that has not opened the port is worth a word only to those who could use it.
+    fn service_misses(&self, query: &Query, service: &DynamicService, open: &OpenPorts, misses: &mut Vec<NearMiss>) {
+        let name = format!("dynamic {}", service.name);
+        let scopes: Vec<LocalScope> = open_scopes(query, open, &service.name).collect();
+        let is_peer = |permission: &Permission<'_>| permission.peers.find(query.peer).is_some();
+        let is_peer = self.service_permissions(service).is_ok_and(|permissions| permissions.iter().any(is_peer));
+        if !is_peer {
+            match &service.exposure {
+                _ if scopes.is_empty() => {}
+                Exposure::Row(id) => {
+                    if let Some(row) = self.catalogue.row(id) {
+                        self.row_misses(query, row, name, misses);
+                    }
+                }
+                Exposure::From(parties) => {
+                    let parties: Vec<_> = parties.iter().map(party_name).collect();
+                    let line = service.line.map(|line| format!(", line {line}")).unwrap_or_default();
+                    misses.push(NearMiss {
+                        row: name,
+                        why: format!("{} is not in `from` ({})", query.peer, parties.join(", ")),
+                        remedy: Some(format!("add \"{}\" to `from` of [dynamic.{}]{line}", query.peer, service.name)),
+                    });
+                }
+            }
+            return;
+        }
+        let range = service.ports.iter().find(|ports| contains(**ports, query.port));
+        if range.is_none() && scopes.is_empty() {
+            return;
+        }
+        let (why, remedy) = if !service.enabled {
+            let remedy = service
+                .line
+                .map(|line| format!("remove `enabled = false` from [dynamic.{}], line {line}", service.name));
+            ("the policy switches the service off".to_owned(), remedy)
+        } else if let Some(condition) = service.when.iter().find(|condition| !holds(condition, self.policy)) {
+            (format!("the service needs: {condition}"), condition_remedy(condition))
+        } else if scopes.is_empty() {
+            let range = range.map(ToString::to_string).unwrap_or_default();
+            let why = format!(
+                "the port is in the range of dynamic service {} ({range}), but no verified listener is open on it",
+                service.name
+            );
+            (why, None)
+        } else {
+            let scopes: Vec<_> = scopes
+                .iter()
+                .map(|scope| match scope {
+                    LocalScope::Any => "all addresses".to_owned(),
+                    LocalScope::Ipv4 => "IPv4 addresses".to_owned(),
+                    LocalScope::Ipv6 => "IPv6 addresses".to_owned(),
+                    LocalScope::Address(address) => address.to_string(),
+                })
+                .collect();
+            (format!("its process listens on {} only", scopes.join(", ")), None)
+        };
+        misses.push(NearMiss { row: name, why, remedy });
+    }
+
     /// What would make the address a member of the group.
     fn join_remedy(&self, address: IpAddr, group: &Group) -> Option<Remedy> {
         let host = self.host_of(address);
@@ -347,15 +393,28 @@ impl Grant {
     }
 }
 
-/// Whether the listener takes packets of the query's family to its port, on whichever local address.
-fn is_open_for(port: &OpenPort, query: &Query) -> bool {
-    let of_family = match port.scope {
-        LocalScope::Any => true,
-        LocalScope::Ipv4 => query.peer.is_ipv4(),
-        LocalScope::Ipv6 => query.peer.is_ipv6(),
-        LocalScope::Address(address) => address.is_ipv4() == query.peer.is_ipv4(),
+/// On which of the host's addresses a service has the port open.
+fn open_scopes<'q>(query: &'q Query, open: &'q OpenPorts, service: &str) -> impl Iterator<Item = LocalScope> + 'q {
+    let ports = match query.direction {
+        Direction::Ingress => open.get(service),
+        Direction::Egress => None,
     };
-    of_family && query.port == Ports::Range(port.protocol, PortRange::single(port.port))
+    let is_asked =
+        |port: u16, of| matches!(query.port, Ports::Range(protocol, range) if protocol == of && range.contains(port));
+    ports
+        .into_iter()
+        .flatten()
+        .filter(move |open| is_asked(open.port, open.protocol) && !open.scope.is_loopback())
+        .map(|open| open.scope)
+}
+
+/// Whether a listener with this scope can get the packet at all.
+fn lets_in(scope: LocalScope, query: &Query) -> bool {
+    match query.local {
+        Some(local) => scope.takes(local),
+        None if query.peer.is_ipv4() => scope.overlaps(LocalScope::Ipv4),
+        None => scope.overlaps(LocalScope::Ipv6),
+    }
 }
 
 fn condition_remedy(condition: &Condition) -> Option<Remedy> {

@@ -532,7 +532,7 @@ mod tests {
             let judge = plan.flow_judge(DynamicPorts::Open(&OpenPorts::new()), &own_addresses());
             for (direction, peer, port) in asked {
                 let peer: IpAddr = peer.parse().unwrap();
-                let explained = plan.explain(&Query { direction, peer, port }, &OpenPorts::new());
+                let explained = plan.explain(&Query { direction, peer, port, local: None }, &OpenPorts::new());
                 let judged = judge.judge(&flow(direction, peer, port));
                 prop_assert_eq!(
                     judged.pass.is_some(), explained.verdict == Verdict::Allowed,

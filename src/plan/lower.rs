@@ -6,9 +6,10 @@
 //! changes a verdict.
 
 use super::allowance::{Direction, RowRef, set_label};
+use super::open::{dynamic_map, service_chain};
 use super::peers::Peers;
 use super::ports::segments;
-use super::{Allowance, Plan, dynamic};
+use super::{Allowance, Plan};
 use crate::policy::{Deny, EgressMode, Member, Members, Mode, Ports};
 use crate::ruleset::{
     AddressRange, AddressSide, BaseChain, Chain, ChainPolicy, Family, Hook, IcmpKind, Log, Name, PortKey, PortRange,
@@ -55,7 +56,7 @@ mod dhcp {
 }
 
 impl Plan<'_> {
-    /// The ruleset that enforces, or observes, this plan, without any dynamic port (see [`open`](super::open)).
+    /// The ruleset that enforces, or observes, this plan.
     pub fn ruleset(&self) -> Ruleset {
         let mut builder = Builder { plan: self, ruleset: Ruleset::default() };
         builder.ingress();
@@ -95,8 +96,6 @@ struct LookUps {
     echo: Option<Name>,
 }
 
-const BOTH: &[Family] = &[Family::Ipv4, Family::Ipv6];
-
 /// One-way traffic is UDP, so UDP is asked first.
 const PROTOCOLS: [Protocol; 2] = [Protocol::Udp, Protocol::Tcp];
 
@@ -105,6 +104,7 @@ impl Builder<'_, '_> {
         let enforce = self.plan.policy.mode == Mode::Enforce;
         let denied = self.denied_chain("input", enforce);
         let look_ups = self.look_ups(&INGRESS);
+        let dynamic = self.dynamic();
 
         // An ICMP error about a connection that nobody knows is invalid, yet a host must not lose path-MTU errors.
         let mut invalid = path_mtu_rules();
@@ -113,23 +113,17 @@ impl Builder<'_, '_> {
 
         // One-way UDP pays for every rule before its look-up, and a datagram is invalid to the kernel only when it is
         // damaged, so its look-up comes first.
-        let is_udp = |rule: &Rule| {
-            matches!(rule.statements.first(), Some(Statement::PortVerdict(Protocol::Udp, PortKey::Destination, _)))
+        let of = |protocol| {
+            let maps = look_ups.services.iter().chain(&dynamic).filter(move |(of, _)| *of == protocol);
+            maps.map(|(protocol, map)| {
+                Rule::new([Statement::PortVerdict(*protocol, PortKey::Destination, map.clone())])
+            })
         };
-        let (udp, tcp): (Vec<_>, Vec<_>) =
-            port_rules(&look_ups.services, PortKey::Destination).into_iter().partition(is_udp);
         let mut rules = vec![accept([Statement::CtState(ct_state::ESTABLISHED | ct_state::RELATED)])];
-        // Dynamic ports are looked up by the port that the packet has, and nowhere by the one that its sender meant: a
-        // packet that was redirected reaches another process than the one that was verified.
-        let dynamic = self.dynamic_maps();
-        let (dynamic_udp, dynamic_tcp): (Vec<_>, Vec<_>) =
-            port_rules(&dynamic, PortKey::Destination).into_iter().partition(is_udp);
-        rules.extend(udp);
-        rules.extend(dynamic_udp);
+        rules.extend(of(Protocol::Udp));
         rules.push(accept([Statement::InputLoopback]));
         rules.push(Rule::new([Statement::CtState(ct_state::INVALID), Statement::Verdict(Verdict::Goto(invalid))]));
-        rules.extend(tcp);
-        rules.extend(dynamic_tcp);
+        rules.extend(of(Protocol::Tcp));
         rules.extend(neighbour_rules());
         rules.extend(path_mtu_rules());
         rules.extend(dhcp_rules([(dhcp::SERVER, dhcp::CLIENT), (dhcp::V6_SERVER, dhcp::V6_CLIENT)]));
@@ -137,7 +131,8 @@ impl Builder<'_, '_> {
         rules.extend(port_rules(&look_ups.ranges, PortKey::Destination));
 
         // A redirected packet has another destination port than its sender gave it: the same questions, asked about
-        // the original one.
+        // the original one. Not so dynamic ports: it is the process on the rewritten port that gets the packet, and not the
+        // one that was verified on the original port.
         let mut redirected = port_rules(&look_ups.services, PortKey::OriginalDestination);
         redirected.extend(port_rules(&look_ups.ranges, PortKey::OriginalDestination));
         let redirected = self.add_chain("redirected", None, redirected);
@@ -155,6 +150,33 @@ impl Builder<'_, '_> {
             Rule::new([Statement::CtStatusDnat, Statement::Verdict(Verdict::Goto(denied))]),
         ];
         self.add_base_chain(Hook::Forward, ChainPolicy::Accept, rules);
+    }
+
+    /// Makes what open ports are put into: the maps, which begin empty, and a chain for the peers of each service, so that
+    /// a port that opens is one element more. Returns the maps that there are.
+    fn dynamic(&mut self) -> Vec<(Protocol, Name)> {
+        let plan = self.plan;
+        for exposed in &plan.dynamic {
+            let peers: Vec<_> = exposed.permissions.iter().map(|permission| &permission.peers).collect();
+            let rules = self.peer_rules(AddressSide::Source, &peers);
+            self.add_chain(&service_chain(&exposed.service.name, None), None, rules);
+            // For listeners of one family only.
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let rules = self.family_rules(AddressSide::Source, &peers, family);
+                if !rules.is_empty() {
+                    self.add_chain(&service_chain(&exposed.service.name, Some(family)), None, rules);
+                }
+            }
+        }
+        let ranges = || plan.dynamic.iter().flat_map(|exposed| &exposed.service.ports);
+        let has_range = |of| ranges().any(|ports| matches!(ports, Ports::Range(protocol, _) if *protocol == of));
+        let maps: Vec<_> = PROTOCOLS
+            .into_iter()
+            .filter(|protocol| has_range(*protocol))
+            .map(|protocol| (protocol, Name::from(dynamic_map(protocol))))
+            .collect();
+        self.ruleset.maps.extend(maps.iter().map(|(_, map)| (map.clone(), VerdictMap::default())));
+        maps
     }
 
     fn egress(&mut self) {
@@ -258,35 +280,6 @@ impl Builder<'_, '_> {
         look_ups
     }
 
-    /// The maps of dynamic ports, without any port, and the chains that accept the peers of each service.
-    fn dynamic_maps(&mut self) -> Vec<(Protocol, Name)> {
-        let plan = self.plan;
-        let mut maps = Vec::new();
-        for protocol in PROTOCOLS {
-            let has = |ports: &Ports| matches!(ports, Ports::Range(of, _) if *of == protocol);
-            if plan.dynamic.iter().any(|exposed| exposed.service.ports.iter().any(has)) {
-                let name = dynamic::map_name(protocol);
-                self.ruleset.maps.insert(name.clone(), VerdictMap::default());
-                maps.push((protocol, name));
-            }
-        }
-        for exposed in &plan.dynamic {
-            let mut peers: Vec<&Peers<'_>> = Vec::new();
-            for permission in &exposed.permissions {
-                if !peers.iter().any(|other| other.label == permission.peers.label) {
-                    peers.push(&permission.peers);
-                }
-            }
-            for (family, families) in
-                [(None, BOTH), (Some(dynamic::IPV4), &[Family::Ipv4]), (Some(dynamic::IPV6), &[Family::Ipv6])]
-            {
-                let rules = self.peer_rules(AddressSide::Source, &peers, families);
-                self.add_chain(&dynamic::service_chain(&exposed.service.name, family), None, rules);
-            }
-        }
-        maps
-    }
-
     /// The chain for what exactly these rows open: one rule for each set of peers that any of them admits.
     fn owners_chain(
         &mut self,
@@ -306,33 +299,35 @@ impl Builder<'_, '_> {
                 peers.push(&allowance.peers);
             }
         }
-        let rules = self.peer_rules(side.address, &peers, BOTH);
+        let rules = self.peer_rules(side.address, &peers);
         let name = self.add_chain(&name, None, rules);
         chains.insert(of, name.clone());
         name
     }
 
     /// Rules that accept packets of these peers: single addresses, which are hashed, before networks.
-    fn peer_rules(&mut self, side: AddressSide, peers: &[&Peers<'_>], families: &[Family]) -> Vec<Rule> {
+    fn peer_rules(&mut self, side: AddressSide, peers: &[&Peers<'_>]) -> Vec<Rule> {
         let covered = |family| peers.iter().any(|peers| peers.covers(family));
-        if families == BOTH && covered(Family::Ipv4) && covered(Family::Ipv6) {
+        if covered(Family::Ipv4) && covered(Family::Ipv6) {
             return vec![accept([Statement::Counter])];
         }
-        let mut rules = Vec::new();
-        for &family in families {
-            if covered(family) {
-                rules.push(accept([Statement::Family(family), Statement::Counter]));
-                continue;
-            }
-            let mut network_rules = Vec::new();
-            for peers in peers {
-                let [addresses, networks] = self.add_sets(peers, family);
-                let rule = |set| accept([Statement::InSet(side, family, set), Statement::Counter]);
-                rules.extend(addresses.map(rule));
-                network_rules.extend(networks.map(rule));
-            }
-            rules.append(&mut network_rules);
+        let mut rules = self.family_rules(side, peers, Family::Ipv4);
+        rules.append(&mut self.family_rules(side, peers, Family::Ipv6));
+        rules
+    }
+
+    fn family_rules(&mut self, side: AddressSide, peers: &[&Peers<'_>], family: Family) -> Vec<Rule> {
+        if peers.iter().any(|peers| peers.covers(family)) {
+            return vec![accept([Statement::Family(family), Statement::Counter])];
         }
+        let (mut rules, mut network_rules) = (Vec::new(), Vec::new());
+        for peers in peers {
+            let [addresses, networks] = self.add_sets(peers, family);
+            let rule = |set| accept([Statement::InSet(side, family, set), Statement::Counter]);
+            rules.extend(addresses.map(rule));
+            network_rules.extend(networks.map(rule));
+        }
+        rules.append(&mut network_rules);
         rules
     }
 
@@ -418,10 +413,6 @@ fn accept(statements: impl IntoIterator<Item = Statement>) -> Rule {
     Rule::new(statements.into_iter().chain([Statement::Verdict(Verdict::Accept)]))
 }
 
-pub(super) fn jump(statements: impl IntoIterator<Item = Statement>, chain: &str) -> Rule {
-    Rule::new(statements.into_iter().chain([Statement::Verdict(Verdict::Jump(chain.into()))]))
-}
-
 fn goto(chain: &Name) -> Rule {
     Rule::new([Statement::Verdict(Verdict::Goto(chain.clone()))])
 }
@@ -476,8 +467,8 @@ fn echo_rules(chain: Option<&Name>) -> Vec<Rule> {
     })
 }
 
-/// `in_` and the rows, joined by `/`, which no row's name has. When there are too many, the first ones and a digest of
-/// all, so that the same rows always have the same name.
+/// The prefix and the labels of rows or services, joined by `/`, which no label has. When there are too many, the first ones and a digest of
+/// all, so that the same labels always have the same name.
 pub(super) fn chain_name(prefix: &str, labels: impl Iterator<Item = String>) -> String {
     let labels: Vec<_> = labels.collect();
     let full = format!("{prefix}{}", labels.join("/"));

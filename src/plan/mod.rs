@@ -1,9 +1,10 @@
 //! From a policy to what one host may exchange with whom, and from that to the ruleset. Pure: no input or output, no
 //! clock, no randomness; the same inputs give the same result byte for byte.
 //!
-//! [`Plan::new`] applies the catalogue's semantics once and keeps the answer as [`Allowance`]s, with the reason for
-//! everything that stays closed. The ruleset ([`Plan::ruleset`]), the table that people read, and the explanation of a
-//! single packet ([`Plan::explain`]) are three views of that.
+//! [`Plan::new`] applies the catalogue's semantics once and keeps the answer as [`Allowance`]s, and as [`Exposed`] services
+//! for ports that only a running process knows, with the reason for everything that stays closed. The ruleset
+//! ([`Plan::ruleset`]), the table that people read, and the explanation of a single packet ([`Plan::explain`]) are three
+//! views of that. What verified processes listen on right now is put into a ruleset by [`open`].
 #![forbid(unsafe_code)]
 
 mod allowance;
@@ -12,16 +13,18 @@ mod explain;
 mod find_host;
 mod flows;
 mod lower;
+mod open;
 mod peers;
 mod ports;
 #[cfg(test)]
 mod tests;
 
-pub use allowance::{Allowance, Closed, ClosedDynamic, Direction, Reason, RowRef};
-pub use dynamic::{Exposed, LocalScope, OpenPort, OpenPorts, Part, Permission, open, opened};
+pub use allowance::{Allowance, Closed, ClosedDynamic, Direction, Exposed, Permission, Reason, RowRef};
+pub use dynamic::{LocalScope, OpenPort, OpenPorts};
 pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
 pub use find_host::{Candidate, HostError, find_host};
 pub use flows::{DynamicPorts, FlowJudge, FlowKind, FlowStart, Judgement, Pass, Way};
+pub use open::{Part, open, opened};
 pub use peers::{Peers, Tunnel, short_network};
 
 use crate::policy::{Catalogue, Host, Policy, Ports};
@@ -41,9 +44,9 @@ pub struct Plan<'a> {
     pub allowances: Vec<Allowance<'a>>,
     /// The rows that open nothing here, in the same order.
     pub closed: Vec<Closed<'a>>,
-    /// Services with dynamic ports that somebody may reach here, by name.
+    /// The services with dynamic ports that others may reach here, by name.
     pub dynamic: Vec<Exposed<'a>>,
-    /// Those that open nothing here, by name.
+    /// Those of which nothing is opened here, by name.
     pub closed_dynamic: Vec<ClosedDynamic<'a>>,
 }
 
@@ -66,7 +69,7 @@ impl<'a> Plan<'a> {
             plan.add_allow(allow);
         }
         for service in policy.dynamic.values() {
-            plan.add_dynamic(service);
+            plan.add_service(service);
         }
         plan
     }

@@ -1,5 +1,7 @@
 //! The catalogue's semantics, held against the embedded catalogue.
 
+mod dynamic;
+
 use super::*;
 use crate::ruleset::{Set, Statement, Verdict as RuleVerdict};
 use std::net::{IpAddr, Ipv4Addr};
@@ -37,11 +39,15 @@ fn verdict(more: &str, host: &str, direction: Direction, peer: &str, port: &str)
     explained(more, host, direction, peer, port).verdict
 }
 
+fn query(direction: Direction, peer: &str, port: &str) -> Query {
+    Query { direction, peer: peer.parse().unwrap(), port: port.parse().unwrap(), local: None }
+}
+
 fn explained(more: &str, host: &str, direction: Direction, peer: &str, port: &str) -> Explanation {
     let catalogue = Catalogue::embedded();
     let loaded = Policy::parse(&format!("{DEPLOYMENT}{more}"), "policy.toml", catalogue).unwrap();
     let plan = Plan::new(&loaded.policy, catalogue, &loaded.policy.hosts[host]);
-    plan.explain(&Query { direction, peer: peer.parse().unwrap(), port: port.parse().unwrap() }, &OpenPorts::new())
+    plan.explain(&query(direction, peer, port), &OpenPorts::new())
 }
 
 use Direction::{Egress, Ingress};
@@ -88,7 +94,7 @@ fn allowances_add_up() {
     let catalogue = Catalogue::embedded();
     let loaded = Policy::parse(&with, "policy.toml", catalogue).unwrap();
     let plan = Plan::new(&loaded.policy, catalogue, &loaded.policy.hosts["main"]);
-    let query = Query { direction: Ingress, peer: "10.0.0.22".parse().unwrap(), port: "514/tcp".parse().unwrap() };
+    let query = query(Ingress, "10.0.0.22", "514/tcp");
     assert_eq!(plan.explain(&query, &OpenPorts::new()).verdict, Allowed);
     assert_eq!(verdict(more, "main", Ingress, "10.0.0.21", "514/tcp"), Denied);
     assert_eq!(verdict(more, "main", Ingress, "198.51.100.1", "514/tcp"), Allowed);

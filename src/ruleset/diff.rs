@@ -96,6 +96,12 @@ pub fn diff(current: Option<&Ruleset>, desired: Option<&Ruleset>) -> Vec<Change>
     }
 }
 
+/// The changes that lead from one part of a table to another, such as the same maps with other elements; `None` when
+/// that takes making the table anew.
+pub fn diff_of_part(current: &Ruleset, desired: &Ruleset) -> Option<Vec<Change>> {
+    can_change_in_place(current, desired).then(|| changes_between(current, desired))
+}
+
 fn can_change_in_place(current: &Ruleset, desired: &Ruleset) -> bool {
     let attachment = |chain: &Chain| chain.base.map(|base| (base.hook, base.priority));
     common(&current.sets, &desired.sets)

@@ -43,7 +43,7 @@ pub enum Statement {
     IcmpCode(IcmpKind, u8),
     /// `ip6 saddr fe80::/10`: a link-local IPv6 source.
     LinkLocalSource,
-    /// `ip daddr 192.0.2.1` or `ip6 daddr 2001:db8::1`: family and destination address.
+    /// `ip daddr 192.0.2.1` or `ip6 daddr 2001:db8::1`: family and destination, both.
     DestinationAddress(IpAddr),
     /// `ip saddr @set` or `ip6 daddr @set`: family and membership.
     InSet(AddressSide, Family, Name),

@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result};
 use portward::plan::Plan;
-use portward::policy::{Catalogue, Policy};
+use portward::policy::{
+    Catalogue, DynamicService, Exposure, Group, OnClose, Party, PartyKind, Policy, ProcessMatch, Tracker,
+};
 use portward::ruleset::Ruleset;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
@@ -80,6 +82,25 @@ pub(crate) fn parse(text: &str) -> Result<Policy> {
         Ok(loaded) => Ok(loaded.policy),
         Err(diagnostics) => anyhow::bail!("the policy of the benchmark does not load:\n{diagnostics}"),
     }
+}
+
+/// A service with dynamic ports from 32000/tcp on, which all the peers may reach.
+pub(crate) fn service(name: &str) -> Result<DynamicService> {
+    let peers = Party { kind: PartyKind::Group(Group::External("log-source".to_owned())), line: 0 };
+    Ok(DynamicService {
+        name: name.to_owned(),
+        enabled: true,
+        tracker: Tracker::Process,
+        anchor: Some(7676),
+        programs: Vec::new(),
+        process: ProcessMatch { user: Some("root".to_owned()), ..ProcessMatch::default() },
+        ports: vec!["32000-65535/tcp".parse().context("a range of ports")?],
+        limit: 8,
+        on_close: OnClose::Keep,
+        exposure: Exposure::From(vec![peers]),
+        when: Vec::new(),
+        line: None,
+    })
 }
 
 /// The ruleset of the measured host.

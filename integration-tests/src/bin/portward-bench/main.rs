@@ -1,9 +1,8 @@
 //! The benchmark: what loading and changing a policy takes, and what the ruleset costs a packet, beside the floor that the
 //! kernel's interface allows and beside `nft -f`, measured in turns in one run.
 //!
-//! `make bench` runs all of it; `portward-bench packets` a part: `load`, `change`, `daemon`, `packets`,
-//! `listeners`. Everything happens in
-//! network namespaces of its own. Nothing is asserted: the last column says whether a target is met on this machine.
+//! `make bench` runs all of it; `portward-bench packets` a part: `load`, `change`, `open`, `daemon`, `packets`, `listeners`.
+//! Everything happens in network namespaces of its own. Nothing is asserted: the last column says whether a target is met on this machine.
 #![forbid(unsafe_code)]
 
 mod daemon;
@@ -12,6 +11,7 @@ mod floor;
 mod listeners;
 mod loading;
 mod namespace;
+mod opening;
 mod packets;
 mod report;
 
@@ -19,7 +19,7 @@ use anyhow::{Result, bail, ensure};
 use std::fs;
 use std::path::Path;
 
-const PARTS: [&str; 5] = ["load", "change", "daemon", "packets", "listeners"];
+const PARTS: [&str; 6] = ["load", "change", "open", "daemon", "packets", "listeners"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -50,6 +50,9 @@ fn measure(parts: &[String], folder: &Path) -> Result<()> {
     }
     if wanted("change") {
         loading::measure_changes(folder)?;
+    }
+    if wanted("open") {
+        opening::measure(folder)?;
     }
     if wanted("daemon") {
         daemon::measure(folder)?;
