@@ -22,6 +22,8 @@ pub struct Policy {
     pub egress: EgressMode,
     /// How a denied packet is refused.
     pub deny: Deny,
+    /// What the fail-safe does, should no policy be usable one day.
+    pub fail: Fail,
     /// How denied packets are logged.
     pub logging: Logging,
     /// The version of JSA.
@@ -119,6 +121,26 @@ pub enum Deny {
     Drop,
     /// With a TCP reset or an ICMP error.
     Reject,
+}
+
+/// What happens to everything but Secure Shell when the machine boots and neither the policy file nor the last good
+/// policy can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fail {
+    /// It is refused.
+    Closed,
+    /// It passes.
+    Open,
+}
+
+impl Fail {
+    /// The name as the policy writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+        }
+    }
 }
 
 /// How denied packets are logged.

@@ -1,7 +1,8 @@
 //! Reading a site's policy.
 
 use super::{
-    Allow, Deny, EgressMode, Host, Loaded, Logging, Members, Mode, Party, PartyKind, Policy, RowAdjustment, members,
+    Allow, Deny, EgressMode, Fail, Host, Loaded, Logging, Members, Mode, Party, PartyKind, Policy, RowAdjustment,
+    members,
 };
 use crate::policy::catalogue::CONSOLE;
 use crate::policy::diagnostic::{Mistake, Report, listed, quoted};
@@ -19,11 +20,12 @@ use toml::de::DeTable;
 /// The one format of the file so far.
 const FORMAT: u32 = 1;
 
-const DOCUMENT_KEYS: [&str; 12] = [
+const DOCUMENT_KEYS: [&str; 13] = [
     "format",
     "mode",
     "egress",
     "deny",
+    "fail",
     "version",
     "features",
     "allow-lockout",
@@ -80,6 +82,7 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
         )
         .unwrap_or(EgressMode::Off),
         deny: choice(report, &root, "deny", &[("drop", Deny::Drop), ("reject", Deny::Reject)]).unwrap_or(Deny::Drop),
+        fail: choice(report, &root, "fail", &[("closed", Fail::Closed), ("open", Fail::Open)]).unwrap_or(Fail::Closed),
         logging: read_logging(report, &root),
         features,
         allow_lockout: root.boolean(report, "allow-lockout", false),
