@@ -9,6 +9,7 @@
 mod allowance;
 mod dynamic;
 mod explain;
+mod fail_safe;
 mod find_host;
 mod lower;
 mod peers;
@@ -19,6 +20,7 @@ mod tests;
 pub use allowance::{Allowance, Closed, Declared, Direction, Reason, RowRef};
 pub use dynamic::{LocalScope, OpenPort, OpenPorts};
 pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
+pub use fail_safe::fail_safe;
 pub use find_host::{Candidate, HostError, find_host};
 pub use peers::{Peers, Tunnel, short_network};
 
