@@ -143,7 +143,11 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(folder.join("daemon.log"))?;
         let mut command = Command::new(binary());
         command.args(["run", "--policy", text(policy)?, "--host", name, "--control-socket"]);
-        command.arg(folder.join("control.sock")).env("NOTIFY_SOCKET", &socket);
+        command
+            .arg(folder.join("control.sock"))
+            .arg("--state-dir")
+            .arg(folder.join("state"))
+            .env("NOTIFY_SOCKET", &socket);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = host.run(|| command.spawn()).context("portward run cannot be started")?;
         let mut daemon = Self { child, notifications, folder: folder.to_owned(), host: host.clone() };

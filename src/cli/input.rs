@@ -24,6 +24,11 @@ impl Options {
     }
 }
 
+/// What sshd has told this process of its session. The daemon believes it only where the kernel has such a connection.
+pub(super) fn session_hint() -> Option<String> {
+    std::env::var("SSH_CONNECTION").ok().filter(|hint| hint.len() <= 256)
+}
+
 /// What this machine knows of itself.
 pub(super) fn identity() -> Result<Identity, Error> {
     Ok(Identity::of_this_host().map_err(load::Error::Identity)?)

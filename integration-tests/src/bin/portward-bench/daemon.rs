@@ -107,7 +107,13 @@ impl Daemon {
         let output = fs::File::create(&log)?;
         let mut command = Command::new(binary);
         command.args(["run", "--host", HOST, "--policy"]).arg(policy).arg("--control-socket");
-        command.arg(folder.join("control.sock")).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        command
+            .arg(folder.join("control.sock"))
+            .arg("--state-dir")
+            .arg(folder.join("state"))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
         let child = namespace.run(|| command.spawn().context("cannot start portward"))?;
         let daemon = Self { child, namespace, policy: policy.to_owned(), log };
         daemon.wait(SENDER, true)?;
