@@ -36,11 +36,10 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A command that talks to the daemon and needs its state.
-fn with_state(place: &Place, arguments: &[&str]) -> Output {
-    let (socket, state) = (place.socket(), place.state());
-    let places = ["--control-socket", text(&socket), "--state-dir", text(&state)];
-    place.portward(&[arguments, &places].concat())
+/// A command that talks to the daemon.
+fn control(place: &Place, arguments: &[&str]) -> Output {
+    let socket = place.socket();
+    place.portward(&[arguments, &["--control-socket", text(&socket)]].concat())
 }
 
 fn history(place: &Place) -> Vec<Value> {
@@ -93,16 +92,16 @@ fn a_confirmed_trial_becomes_the_policy() {
     assert_eq!((status["condition"].as_str(), status["source"].as_str()), (Some("trying"), Some("trial")));
     assert_eq!(fs::read_to_string(&file).unwrap(), policy(OLD), "the file stays until the end");
     assert_eq!(history(&place).len(), 1, "what is on trial was not found good yet");
-    let answer = with_state(&place, &["rollback", "0"]);
+    let answer = control(&place, &["rollback", "0"]);
     assert!(stderr(&answer).contains("on trial"), "{}", stderr(&answer));
-    let again = place.portward(&["try", text(&file), "--control-socket", text(&place.socket())]);
+    let again = control(&place, &["try", text(&file)]);
     assert_eq!(again.status.code(), Some(2));
     assert!(stderr(&again).contains("is on trial, asked for by root"), "{}", stderr(&again));
-    let shown = place.portward(&["status", "--control-socket", text(&place.socket())]);
+    let shown = control(&place, &["status"]);
     assert_eq!(shown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&shown.stdout).contains("unless `portward confirm` comes"));
 
-    succeeds(&with_state(&place, &["confirm"]));
+    succeeds(&control(&place, &["confirm"]));
     assert_eq!(tried.end().code(), Some(0), "{}", tried.log());
     assert_eq!(fs::read_to_string(&file).unwrap(), policy(NEW));
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
@@ -113,7 +112,7 @@ fn a_confirmed_trial_becomes_the_policy() {
     assert!(entries[0]["cause"].as_str().unwrap().contains("was confirmed"), "{}", entries[0]);
     assert!(entries[0]["user"].as_str().unwrap().starts_with("root"), "{}", entries[0]);
 
-    let again = with_state(&place, &["confirm"]);
+    let again = control(&place, &["confirm"]);
     assert_eq!(again.status.code(), Some(2));
     assert!(stderr(&again).contains("nothing is on trial"));
     // The next start knows of no trial.
@@ -153,7 +152,7 @@ fn ctrl_c_the_command_and_the_end_of_the_daemon_take_a_trial_back() {
     }
     let mut tried = try_new(&place, &daemon, "600");
     place.wait_for_admin(&daemon, NEW);
-    succeeds(&place.portward(&["revert", "--control-socket", text(&place.socket())]));
+    succeeds(&control(&place, &["revert"]));
     assert!(place.table_has(OLD) && !place.table_has(NEW));
     assert_eq!(tried.end().code(), Some(1));
 
@@ -205,10 +204,10 @@ fn the_file_waits_for_the_end_of_a_trial() {
     fs::write(&file, policy("192.0.2.3")).unwrap();
     place.wait(&daemon, "the change is seen", || place.status()["trial"]["file_waits"] == true);
     assert!(place.table_has(NEW) && !place.table_has("192.0.2.3"));
-    let answer = place.portward(&["reload", "--control-socket", text(&place.socket())]);
+    let answer = control(&place, &["reload"]);
     assert_eq!(answer.status.code(), Some(2));
     assert!(stderr(&answer).contains("is on trial"), "{}", stderr(&answer));
-    succeeds(&place.portward(&["revert", "--control-socket", text(&place.socket())]));
+    succeeds(&control(&place, &["revert"]));
     assert_eq!(tried.end().code(), Some(1));
     place.wait_for_admin(&daemon, "192.0.2.3");
     assert!(!place.table_has(NEW));
@@ -222,7 +221,7 @@ fn the_file_waits_for_the_end_of_a_trial() {
     let mut tried = try_new(&place, &daemon, "600");
     place.wait_for_admin(&daemon, "192.0.2.4");
     fs::write(&file, "an edit under way").unwrap();
-    succeeds(&with_state(&place, &["confirm"]));
+    succeeds(&control(&place, &["confirm"]));
     assert_eq!(tried.end().code(), Some(0), "{}", tried.log());
     assert_eq!(fs::read_to_string(place.path("policy.toml.replaced")).unwrap(), "an edit under way");
     assert_eq!(fs::read_to_string(&file).unwrap(), policy("192.0.2.4"));
@@ -235,7 +234,7 @@ fn a_policy_that_does_not_load_is_not_tried() {
     let new = place.path("new.toml");
     for (content, told) in [("nonsense", "new.toml:1"), (&policy(NEW).replace("admin", "user"), "22/tcp")] {
         fs::write(&new, content).unwrap();
-        let answer = place.portward(&["try", text(&new), "--control-socket", text(&place.socket())]);
+        let answer = control(&place, &["try", text(&new)]);
         assert_eq!(answer.status.code(), Some(2));
         assert!(stderr(&answer).contains(told), "{}", stderr(&answer));
     }
@@ -261,7 +260,7 @@ fn rollback_restores_the_file() {
     place.wait_for_admin(&daemon, NEW);
     place.wait(&daemon, "it is kept", || history(&place).len() == 2);
 
-    let answer = succeeds(&with_state(&place, &["rollback"]));
+    let answer = succeeds(&control(&place, &["rollback"]));
     assert!(answer.contains("is back"), "{answer}");
     assert!(place.table_has(OLD) && !place.table_has(NEW), "a rollback is done when it is answered");
     assert_eq!(fs::read_to_string(&file).unwrap(), policy(OLD));
@@ -276,12 +275,12 @@ fn rollback_restores_the_file() {
     // An edit that does not load is undone by the policy that was applied last.
     fs::write(&file, "an edit that went wrong").unwrap();
     place.wait(&daemon, "the error is seen", || place.status()["condition"] == "keeping");
-    succeeds(&with_state(&place, &["rollback", "0"]));
+    succeeds(&control(&place, &["rollback", "0"]));
     assert_eq!(place.status()["condition"], "in-step");
     assert_eq!(fs::read_to_string(place.path("policy.toml.replaced")).unwrap(), "an edit that went wrong");
     assert_eq!(history(&place).len(), 3);
 
-    let answer = with_state(&place, &["rollback", "7"]);
+    let answer = control(&place, &["rollback", "7"]);
     assert_eq!(answer.status.code(), Some(2));
     assert!(stderr(&answer).contains("has 0 to 2"), "{}", stderr(&answer));
     let state = place.state();
@@ -289,7 +288,8 @@ fn rollback_restores_the_file() {
 
     // Without a daemon the file is what counts.
     daemon.stop();
-    let answer = succeeds(&with_state(&place, &["rollback", "1", "--policy", text(&file)]));
+    let rollback = ["rollback", "1", "--policy", text(&file), "--state-dir", text(&state)];
+    let answer = succeeds(&control(&place, &rollback));
     assert!(answer.contains("no daemon is running"), "{answer}");
     assert_eq!(fs::read_to_string(&file).unwrap(), policy(NEW));
     place.start(&file).stop();
@@ -301,8 +301,8 @@ fn history_holds_the_last_ten() {
     let (place, file, daemon) = begin();
     for number in 0..14 {
         fs::write(&file, policy(&format!("192.0.2.{}", 100 + number))).unwrap();
-        succeeds(&place.portward(&["reload", "--control-socket", text(&place.socket())]));
-        succeeds(&place.portward(&["reload", "--control-socket", text(&place.socket())]));
+        succeeds(&control(&place, &["reload"]));
+        succeeds(&control(&place, &["reload"]));
     }
     let entries = history(&place);
     assert_eq!(entries.len(), 10);
@@ -443,9 +443,9 @@ fn a_state_that_cannot_be_written_stops_nothing() {
     assert!(place.table_has(OLD));
     assert!(place.status()["state_error"]["message"].is_string());
     assert_eq!(place.status()["condition"], "in-step");
-    let shown = place.portward(&["status", "--control-socket", text(&place.socket())]);
+    let shown = control(&place, &["status"]);
     assert!(String::from_utf8_lossy(&shown.stdout).contains("the state on disk"));
-    let answer = place.portward(&["try", text(&place.path("new.toml")), "--control-socket", text(&place.socket())]);
+    let answer = control(&place, &["try", text(&place.path("new.toml"))]);
     assert_eq!(answer.status.code(), Some(2));
     assert!(stderr(&answer).contains("a trial must be known on disk"), "{}", stderr(&answer));
     assert!(!place.table_has(NEW));
@@ -581,8 +581,8 @@ fn what_would_cut_the_callers_own_session_is_refused() {
     fs::write(&file, policy(OLD)).unwrap();
     fs::write(&new, policy(NEW)).unwrap();
     let daemon = place.start(&file);
-    let (socket, state) = (place.socket(), place.state());
-    let (socket, state) = (text(&socket), text(&state));
+    let socket = place.socket();
+    let socket = text(&socket);
     let login = Login::new(&place, &daemon, 22, "shell-server");
 
     let (code, told) = login.run(&daemon, &["try", text(&new), "--control-socket", socket]);
@@ -615,7 +615,7 @@ fn what_would_cut_the_callers_own_session_is_refused() {
     fs::write(&file, policy(OLD)).unwrap();
     place.wait_for_admin(&daemon, OLD);
     place.wait(&daemon, "it is kept", || history(&place).len() == 3);
-    let rollback = ["rollback", "--control-socket", socket, "--state-dir", state];
+    let rollback = ["rollback", "--control-socket", socket];
     let (code, told) = login.run(&daemon, &rollback);
     assert_eq!(code, 2, "{told}");
     assert!(told.contains("your own SSH session"), "{told}");

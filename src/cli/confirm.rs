@@ -4,7 +4,7 @@ use super::output::{Answer, Code};
 use super::{Error, other_answer, status};
 use crate::daemon::protocol::{Reply, Request};
 use crate::daemon::{DEFAULT_CONTROL_SOCKET, ask};
-use crate::state::{DEFAULT_STATE_DIR, Store, replace_policy};
+use crate::state::{Store, replace_policy};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -21,10 +21,6 @@ pub(super) struct Confirm {
     #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
     control_socket: PathBuf,
 
-    /// The daemon's state folder
-    #[arg(long, value_name = "FOLDER", default_value = DEFAULT_STATE_DIR)]
-    state_dir: PathBuf,
-
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -36,12 +32,9 @@ impl Confirm {
         if daemon.trial.is_none() {
             return Err(Error::Refused("nothing is on trial".to_owned()));
         }
-        let store = Store::new(&self.state_dir);
+        let store = Store::new(&daemon.state_dir);
         let pending = store.trial()?.ok_or_else(|| {
-            Error::Refused(format!(
-                "the daemon tries a policy, but {} holds none; is that the daemon's state folder (--state-dir)?",
-                self.state_dir.display()
-            ))
+            Error::Refused(format!("the daemon tries a policy, but {} holds none", daemon.state_dir.display()))
         })?;
         let history = store.history()?;
         let is_kept = |content: &[u8]| {

@@ -4,6 +4,7 @@ use super::{Error, Options};
 use crate::daemon::DEFAULT_POLICY_PATH;
 use crate::daemon::identity::Identity;
 use crate::daemon::load::{self, HostChoice, Site, Sources};
+use crate::daemon::session::Session;
 use std::path::PathBuf;
 
 impl Options {
@@ -24,9 +25,12 @@ impl Options {
     }
 }
 
-/// What sshd has told this process of its session. The daemon believes it only where the kernel has such a connection.
+/// What this process knows of the session that it belongs to, in the form of `SSH_CONNECTION`: from its ancestors'
+/// sockets, which the daemon may lack the capability to see, else what sshd has told. The daemon believes it only where
+/// the kernel has such a connection.
 pub(super) fn session_hint() -> Option<String> {
-    std::env::var("SSH_CONNECTION").ok().filter(|hint| hint.len() <= 256)
+    let found = Session::of_process(std::process::id()).ok().flatten();
+    found.map(|session| session.as_hint()).or_else(|| std::env::var("SSH_CONNECTION").ok())
 }
 
 /// What this machine knows of itself.

@@ -8,6 +8,7 @@ use crate::daemon::load::{self, HostChoice, Site, Sources, Texts};
 use crate::daemon::protocol::{Reply, Request};
 use crate::daemon::session::Session;
 use crate::daemon::{ClientError, DEFAULT_CONTROL_SOCKET, ask};
+use crate::policy::read_source;
 use crate::state::{DEFAULT_STATE_DIR, Store, replace_policy, utc};
 use clap::Args;
 use serde_json::json;
@@ -39,9 +40,9 @@ pub(super) struct Rollback {
     #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
     control_socket: PathBuf,
 
-    /// The daemon's state folder
-    #[arg(long, value_name = "FOLDER", default_value = DEFAULT_STATE_DIR)]
-    state_dir: PathBuf,
+    /// Where the history is [default: where the running daemon keeps it, else /var/lib/portward]
+    #[arg(long, value_name = "FOLDER")]
+    state_dir: Option<PathBuf>,
 
     /// Print JSON
     #[arg(long)]
@@ -50,13 +51,14 @@ pub(super) struct Rollback {
 
 impl Rollback {
     pub(super) fn run(&self, options: &Options) -> Result<Answer, Error> {
-        let store = Store::new(&self.state_dir);
-        let applied = take(&mut store.history()?, self.entry)?;
         let daemon = match status::of_daemon(&self.control_socket) {
             Ok(status) => Some(status),
             Err(Error::Client(ClientError::NoDaemon(_))) => None,
             Err(error) => return Err(error),
         };
+        let known = daemon.as_ref().map(|status| status.state_dir.clone());
+        let store = Store::new(self.state_dir.clone().or(known).unwrap_or_else(|| DEFAULT_STATE_DIR.into()));
+        let applied = take(&mut store.history()?, self.entry)?;
         if daemon.as_ref().is_some_and(|status| status.trial.is_some()) {
             let message = "a policy is on trial: `portward confirm` keeps it, `portward revert` takes it back";
             return Err(Error::Refused(message.to_owned()));
@@ -75,10 +77,18 @@ impl Rollback {
         let is_kept = |content: &[u8]| {
             history.iter().flat_map(|entry| &entry.applied).any(|kept| kept.policy.as_bytes() == content)
         };
+        let before = read_source(&sources.policy).ok();
         let replaced = replace_policy(&sources.policy, &applied.policy, is_kept)?;
-        let changes = match daemon {
-            Some(_) => Some(self.reload(&format!("rollback to the policy of {}", utc(applied.time)))?),
-            None => None,
+        let cause = format!("rollback to the policy of {}", utc(applied.time));
+        let changes = match daemon.map(|_| self.reload(&cause)).transpose() {
+            Ok(changes) => changes,
+            Err(error) => {
+                // What the daemon does not take is not left for it to find at its next start.
+                if let Some(before) = before {
+                    replace_policy(&sources.policy, &before, |_| true)?;
+                }
+                return Err(error);
+            }
         };
         if self.json {
             let value = json!({

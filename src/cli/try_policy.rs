@@ -171,7 +171,7 @@ impl Try {
 
     fn take_back(&self) -> Result<End, Error> {
         match ask(&self.control_socket, &Request::Revert) {
-            Ok(Reply::Reverted { .. }) => Ok(End { confirmed: false, reason: "it was taken back".to_owned() }),
+            Ok(Reply::Reverted { .. }) => Ok(End { confirmed: false, reason: "on request".to_owned() }),
             // It has ended meanwhile.
             Ok(Reply::Error(_)) => Ok(status::of_daemon(&self.control_socket)?
                 .last_trial

@@ -129,13 +129,13 @@ impl<K: Kernel> Daemon<K> {
         let snapshot = self.reconciler.snapshot()?;
         let table = snapshot.table.clone();
         let can_be_restored = snapshot.foreign.is_empty() && table.as_ref().is_some_and(can_be_restored);
-        if table.is_none() || was_trial {
-            if let Some(desired) = self.last_resort() {
-                self.desired = Some(desired);
-                self.note_policy_error(&error, true);
-                self.bring_into_step("the policy does not load")?;
-                return Ok(());
-            }
+        if (table.is_none() || was_trial)
+            && let Some(desired) = self.last_resort()
+        {
+            self.desired = Some(desired);
+            self.note_policy_error(&error, true);
+            self.bring_into_step("the policy does not load")?;
+            return Ok(());
         }
         let Some(table) = table else { return Err(error.into()) };
         if can_be_restored {

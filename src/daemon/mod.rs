@@ -222,6 +222,7 @@ impl<K: Kernel> Daemon<K> {
             started: now(),
             condition: Condition::Keeping,
             policy: config.sources.policy.clone(),
+            state_dir: config.state_dir.clone(),
             enforced: None,
             source: Source::File,
             trial: None,

@@ -71,6 +71,11 @@ impl Session {
         Ok(established(hinted.port, |socket| socket.session == hinted)?.first().map(|socket| socket.session))
     }
 
+    /// The session as [`Session::of_hint`] reads it. The server's address is not needed to know it again.
+    pub fn as_hint(&self) -> String {
+        format!("{} {} * {}", self.peer, self.peer_port, self.port)
+    }
+
     /// All sessions on the port of Secure Shell in this network namespace, sorted.
     ///
     /// # Errors
@@ -284,6 +289,7 @@ mod tests {
 
         let hint = format!("127.0.0.1 {peer_port} 127.0.0.1 {port}");
         assert_eq!(Session::of_hint(&hint).unwrap(), Some(expected));
+        assert_eq!(Session::of_hint(&expected.as_hint()).unwrap(), Some(expected));
         let stale = format!("127.0.0.1 {peer_port} 127.0.0.1 {}", port.wrapping_add(1).max(1));
         assert_eq!(Session::of_hint(&stale).unwrap(), None, "a hint that no connection confirms counts for nothing");
     }

@@ -19,6 +19,8 @@ pub struct Status {
     pub condition: Condition,
     /// The policy file.
     pub policy: PathBuf,
+    /// Where the state is kept for the next boot.
+    pub state_dir: PathBuf,
     /// What is enforced; `None` until a policy was loaded.
     pub enforced: Option<Enforced>,
     /// Where what is enforced comes from.

@@ -43,7 +43,7 @@ impl<K: Kernel> Daemon<K> {
                 self.begin_trial(order.policy, label, timeout, &Asker::client(&order.client))
             }
             Request::Confirm => self.confirm(&Asker::client(&order.client)),
-            Request::Revert => self.end_trial("it was taken back").map(|changes| Reply::Reverted { changes }),
+            Request::Revert => self.end_trial("on request").map(|changes| Reply::Reverted { changes }),
             Request::Status => Ok(Reply::Status(Box::new(self.status.borrow().clone()))),
         };
         // A client that has gone needs no answer.
@@ -149,6 +149,7 @@ impl<K: Kernel> Daemon<K> {
         });
         self.remember(&format!("a try of {} was confirmed", trial.told.policy), user);
         self.forget_trial(trial.told, true, reason);
+        service::ready(&self.summary());
     }
 
     /// Takes back what is on trial, and says what changed in the kernel; unless the policy file holds it meanwhile.
@@ -206,6 +207,10 @@ impl<K: Kernel> Daemon<K> {
             let told = Some(trial.told.clone());
             self.status.send_modify(|status| status.trial = told);
         }
-        self.refuse_second_trial().map(|()| "nothing".to_owned())
+        let refused = self.refuse_second_trial();
+        if let (Err(message), true) = (&refused, cause == Cause::Hangup) {
+            warn!("SIGHUP is not heeded: {message}");
+        }
+        refused.map(|()| "nothing".to_owned())
     }
 }

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Long enough for a loaded machine; nothing waits for it when all is well.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A policy of one console, whose administrators are these.
-pub fn policy(admin: &str) -> String {
+pub(crate) fn policy(admin: &str) -> String {
     format!(
         "format = 1\n[groups]\nadmin = [\"{admin}\"]\n\
          [[host]]\nname = \"console\"\naddresses = [\"198.51.100.10\"]\nroles = [\"console\"]\n"
@@ -27,13 +27,13 @@ pub fn policy(admin: &str) -> String {
 }
 
 /// A network namespace and a folder.
-pub struct Place {
-    pub namespace: String,
-    pub folder: TempDir,
+pub(crate) struct Place {
+    pub(crate) namespace: String,
+    pub(crate) folder: TempDir,
 }
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         assert!(geteuid().is_root(), "this test makes network namespaces and needs root: run it by `sudo make test`");
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -43,19 +43,19 @@ impl Place {
         Self { namespace, folder: tempfile::tempdir().unwrap() }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.path("control.sock")
     }
 
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.path("state")
     }
 
-    pub fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command
             .args(["netns", "exec", &self.namespace, program])
@@ -64,26 +64,26 @@ impl Place {
         command
     }
 
-    pub fn portward(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn portward(&self, arguments: &[&str]) -> Output {
         self.command(env!("CARGO_BIN_EXE_portward")).args(arguments).output().unwrap()
     }
 
-    pub fn nft(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn nft(&self, arguments: &[&str]) -> Output {
         self.command("nft").args(arguments).output().expect("nftables is installed")
     }
 
     /// The table as nft lists it, if there is one.
-    pub fn table(&self) -> Option<String> {
+    pub(crate) fn table(&self) -> Option<String> {
         let output = self.nft(&["list", "table", "inet", "portward"]);
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    pub fn table_has(&self, text: &str) -> bool {
+    pub(crate) fn table_has(&self, text: &str) -> bool {
         self.table().is_some_and(|table| table.contains(text))
     }
 
     /// The generation of the namespace's ruleset, and whether the table is what the policy says.
-    pub fn compare(&self, policy: &Path) -> (u64, bool) {
+    pub(crate) fn compare(&self, policy: &Path) -> (u64, bool) {
         let policy = policy.to_str().unwrap();
         let output = self.portward(&["diff", "--json", "--host", "console", "--policy", policy]);
         let value: Value = serde_json::from_slice(&output.stdout)
@@ -91,20 +91,20 @@ impl Place {
         (value["generation"].as_u64().unwrap(), output.status.code() == Some(0))
     }
 
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         let socket = self.socket();
         let output = self.portward(&["status", "--json", "--control-socket", socket.to_str().unwrap()]);
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
     }
 
-    pub fn spawn(&self, policy: &Path) -> Daemon {
+    pub(crate) fn spawn(&self, policy: &Path) -> Daemon {
         let mut command = self.command(env!("CARGO_BIN_EXE_portward"));
         command.args(["run", "--host", "console", "--policy"]).arg(policy).arg("--control-socket").arg(self.socket());
         command.arg("--state-dir").arg(self.state());
         self.spawn_command(command)
     }
 
-    pub fn spawn_command(&self, mut command: Command) -> Daemon {
+    pub(crate) fn spawn_command(&self, mut command: Command) -> Daemon {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let log = self.path(&format!("log.{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         let child = command
@@ -117,14 +117,14 @@ impl Place {
     }
 
     /// A daemon that has applied the policy.
-    pub fn start(&self, policy: &Path) -> Daemon {
+    pub(crate) fn start(&self, policy: &Path) -> Daemon {
         let daemon = self.spawn(policy);
         self.wait(&daemon, "the daemon answers", || self.status()["pid"] == daemon.child.id());
         daemon
     }
 
     #[track_caller]
-    pub fn wait(&self, daemon: &Daemon, what: &str, mut condition: impl FnMut() -> bool) {
+    pub(crate) fn wait(&self, daemon: &Daemon, what: &str, mut condition: impl FnMut() -> bool) {
         let end = Instant::now() + PATIENCE;
         while !condition() {
             assert!(
@@ -139,11 +139,11 @@ impl Place {
     }
 
     #[track_caller]
-    pub fn wait_for_admin(&self, daemon: &Daemon, address: &str) {
+    pub(crate) fn wait_for_admin(&self, daemon: &Daemon, address: &str) {
         self.wait(daemon, &format!("{address} is in the table"), || self.table_has(address));
     }
 
-    pub fn ask(&self, request: &[u8]) -> Value {
+    pub(crate) fn ask(&self, request: &[u8]) -> Value {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         // The daemon may answer and close before it has read everything.
         let _ = stream.write_all(request);
@@ -160,21 +160,21 @@ impl Drop for Place {
     }
 }
 
-pub struct Daemon {
-    pub child: Child,
-    pub log: PathBuf,
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
+    pub(crate) log: PathBuf,
 }
 
 impl Daemon {
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub fn end(&mut self) -> ExitStatus {
+    pub(crate) fn end(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.child.try_wait().unwrap() {
@@ -185,7 +185,7 @@ impl Daemon {
         }
     }
 
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.signal(Signal::SIGTERM);
         let status = self.end();
         assert!(status.success(), "{status}\n{}", self.log());
