@@ -459,6 +459,76 @@ fn a_state_that_cannot_be_written_stops_nothing() {
     daemon.stop();
 }
 
+#[test]
+fn a_full_or_read_only_disk_stops_nothing() {
+    let place = Place::new();
+    let file = place.path("policy.toml");
+    fs::write(&file, policy(OLD)).unwrap();
+    fs::create_dir(place.state()).unwrap();
+    let state = place.state();
+    // In a mount namespace of its own, which goes with the daemon.
+    let script =
+        "mount -t tmpfs -o size=32k,mode=0700 none \"$1\" && head -c 32k /dev/zero > \"$1/filler\"; shift; exec \"$@\"";
+    let mut command = place.command("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh", text(&state), env!("CARGO_BIN_EXE_portward")]);
+    command.args(["run", "--host", "console", "--policy"]).arg(&file).arg("--control-socket").arg(place.socket());
+    command.arg("--state-dir").arg(&state);
+    let daemon = place.spawn_command(command);
+    place.wait(&daemon, "in step", || place.status()["condition"] == "in-step");
+    let state_error = || place.status()["state_error"]["message"].as_str().unwrap_or_default().to_owned();
+    assert!(state_error().contains("No space left on device"), "{}", state_error());
+
+    let inside = |script: &str| {
+        let pid = daemon.child.id().to_string();
+        let entered = ["--mount", "--target", &pid, "sh", "-c", script, "sh", text(&state)];
+        let output = Command::new("nsenter").args(entered).output().expect("util-linux is installed");
+        assert!(output.status.success(), "{script}: {}", stderr(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    fs::write(&file, policy(NEW)).unwrap();
+    place.wait_for_admin(&daemon, NEW);
+    assert_eq!(inside("ls -A \"$1\""), "filler\n", "nothing unfinished is left");
+    inside("rm \"$1/filler\"");
+    succeeds(&control(&place, &["reload"]));
+    assert_eq!(place.status()["state_error"], Value::Null);
+    assert!(inside("cat \"$1/last-good\"").contains(NEW));
+
+    inside("mount -o remount,ro \"$1\"");
+    fs::write(&file, policy("192.0.2.3")).unwrap();
+    place.wait_for_admin(&daemon, "192.0.2.3");
+    place.wait(&daemon, "it is told", || state_error().contains("Read-only file system"));
+    assert_eq!(place.status()["condition"], "in-step");
+    daemon.stop();
+}
+
+#[test]
+fn a_kill_at_any_time_leaves_whole_files() {
+    let place = Place::new();
+    let file = place.path("policy.toml");
+    fs::write(&file, policy(OLD)).unwrap();
+    for round in 0..12_u64 {
+        let daemon = place.start(&file);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0..8_u64 {
+                    fs::write(&file, policy(&format!("192.0.2.{}", 10 + 8 * round + number))).unwrap();
+                    // The daemon may be gone by now.
+                    control(&place, &["reload"]);
+                }
+            });
+            thread::sleep(Duration::from_millis(5 * round));
+            daemon.signal(Signal::SIGKILL);
+        });
+        end_at_once(daemon);
+        let entries = history(&place);
+        assert!(entries.iter().all(|entry| entry["error"].is_null()), "{entries:#?}");
+        assert!(!entries.is_empty() && entries.len() <= 11, "a kill may come before the oldest is removed");
+    }
+    let daemon = place.start(&file);
+    assert!(!daemon.log().contains("the state on disk"), "{}", daemon.log());
+    daemon.stop();
+}
+
 /// The part of sshd, when another test starts this program for it: accepts a connection on port 22 and, as long as that
 /// is open, runs commands that are its children.
 #[test]
