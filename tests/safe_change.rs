@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::fs::{self, Permissions};
 use std::net::{SocketAddrV4, TcpListener};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
@@ -256,6 +256,7 @@ fn a_policy_that_does_not_load_is_not_tried() {
 fn rollback_restores_the_file() {
     let (place, file, daemon) = begin();
     fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    chown(&file, Some(1234), Some(4321)).unwrap();
     fs::write(&file, policy(NEW)).unwrap();
     place.wait_for_admin(&daemon, NEW);
     place.wait(&daemon, "it is kept", || history(&place).len() == 2);
@@ -264,7 +265,8 @@ fn rollback_restores_the_file() {
     assert!(answer.contains("is back"), "{answer}");
     assert!(place.table_has(OLD) && !place.table_has(NEW), "a rollback is done when it is answered");
     assert_eq!(fs::read_to_string(&file).unwrap(), policy(OLD));
-    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let metadata = fs::metadata(&file).unwrap();
+    assert_eq!((metadata.mode() & 0o777, metadata.uid(), metadata.gid()), (0o600, 1234, 4321));
     assert!(!place.path("policy.toml.replaced").exists(), "what was replaced is in the history");
     let entries = history(&place);
     assert_eq!(entries.len(), 3);
@@ -334,6 +336,16 @@ fn a_start_without_a_policy_finds_the_last_good_one() {
         assert_eq!(status["enforced"]["host"], "console");
         daemon.stop();
     }
+    // A file that somebody else could have written is none of ours.
+    forget_ruleset(&place);
+    let last_good = place.state().join("last-good");
+    chown(&last_good, Some(65_534), None).unwrap();
+    let daemon = place.start(&file);
+    assert_eq!(place.status()["source"], "fail-safe");
+    assert!(daemon.log().contains("last-good: belongs to user 65534"), "{}", daemon.log());
+    daemon.stop();
+    chown(&last_good, Some(0), None).unwrap();
+
     // The file may come back at any time.
     forget_ruleset(&place);
     let daemon = place.start(&file);

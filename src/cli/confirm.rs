@@ -42,7 +42,7 @@ impl Confirm {
         };
         let replaced = replace_policy(&daemon.policy, &pending.policy, is_kept)?;
         match ask(&self.control_socket, &Request::Confirm)? {
-            Reply::Confirmed => {}
+            Reply::Confirmed {} => {}
             // The file is what counts: the daemon follows it, and says in its status how that went.
             Reply::Error(message) => {
                 return Err(Error::Refused(format!(

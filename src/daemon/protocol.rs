@@ -85,7 +85,7 @@ pub enum Reply {
         warnings: Vec<String>,
     },
     /// To [`Request::Confirm`]: what was on trial stays.
-    Confirmed,
+    Confirmed {},
     /// To [`Request::Revert`]: what was on trial is gone.
     Reverted {
         /// What changed in the kernel.

@@ -121,7 +121,7 @@ impl<K: Kernel> Daemon<K> {
             // The change of the file was noticed before the client could say so.
             let confirmed = self.status.borrow().last_trial.as_ref().is_some_and(|last| last.confirmed);
             return match &self.seen {
-                Some(seen) if confirmed && holds(self, seen) => Ok(Reply::Confirmed),
+                Some(seen) if confirmed && holds(self, seen) => Ok(Reply::Confirmed {}),
                 _ => Err("nothing is on trial".to_owned()),
             };
         };
@@ -132,7 +132,7 @@ impl<K: Kernel> Daemon<K> {
             ));
         }
         self.keep_trial(&asker.user, "it was confirmed");
-        Ok(Reply::Confirmed)
+        Ok(Reply::Confirmed {})
     }
 
     /// What is on trial stays.

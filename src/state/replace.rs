@@ -1,7 +1,6 @@
 //! Putting another text into the policy file, for `portward rollback` and `portward confirm`.
 
 use super::Error;
-use nix::unistd::geteuid;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
@@ -39,8 +38,7 @@ pub fn replace_policy(path: &Path, text: &str, is_kept: impl Fn(&[u8]) -> bool) 
         Err(error) => return Err(Error::system("read", &path)(error)),
     };
     let mode = metadata.as_ref().map_or(MODE, |metadata| metadata.mode() & 0o7777);
-    let owner = metadata.filter(|metadata| metadata.uid() != geteuid().as_raw() || metadata.gid() != 0);
-    let owner = owner.map(|metadata| (metadata.uid(), metadata.gid()));
+    let owner = metadata.map(|metadata| (metadata.uid(), metadata.gid()));
     let mut replaced = Replaced::default();
     if let Some(current) = &current {
         if current == text.as_bytes() {
