@@ -4,7 +4,7 @@
 //! file. [`plan`] works out, without any input or output, what a given host may exchange with whom. The result is a
 //! [`ruleset`]: plain, ordered data that says what the kernel should hold. The difference between two rulesets becomes
 //! one transaction of [`kernel`], the only module with `unsafe` code. [`daemon`] keeps all of that in step with the
-//! policy file, and [`cli`] is what an administrator types.
+//! policy file, [`state`] is what it keeps on disk for the next boot, and [`cli`] is what an administrator types.
 
 pub mod cli;
 pub mod daemon;
@@ -14,6 +14,7 @@ pub mod listeners;
 pub mod plan;
 pub mod policy;
 pub mod ruleset;
+pub mod state;
 pub mod trackers;
 
 pub use describe::describe;

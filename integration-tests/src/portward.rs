@@ -178,7 +178,8 @@ impl Daemon {
         let notifications = notifications(&socket)?;
         let log = File::options().create(true).append(true).open(folder.join("daemon.log"))?;
         command.args(["run", "--policy", text(policy)?, "--host", name, "--control-socket"]);
-        command.arg(folder.join("control.sock")).args(options).env("NOTIFY_SOCKET", &socket);
+        command.arg(folder.join("control.sock")).arg("--state-dir").arg(folder.join("state"));
+        command.args(options).env("NOTIFY_SOCKET", &socket);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = host.run(|| command.spawn()).context("portward run cannot be started")?;
         let mut daemon = Self { child, notifications, folder: folder.to_owned(), host: host.clone() };

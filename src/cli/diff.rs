@@ -4,7 +4,7 @@ use super::input::identity;
 use super::output::{Answer, Code, FAINT, GREEN, RED, styled, table, warn};
 use super::{Error, Options};
 use crate::daemon::reconcile::Reconciler;
-use crate::kernel::Netlink;
+use crate::kernel::{Netlink, Snapshot};
 use crate::ruleset::diff::{Change, summary};
 use crate::ruleset::{Ruleset, Set};
 use anstyle::Style;
@@ -50,19 +50,33 @@ impl Diff {
             });
             return Answer::json(&value, if nothing { Code::Fine } else { Code::No });
         }
-        let name = &host.name;
-        if nothing {
-            return Ok(Answer::fine(format!("host {name} ({found}): the kernel holds what the policy says\n")));
-        }
-        let mut text = String::new();
-        for object in &snapshot.foreign {
-            text.push_str(&styled(FAINT, &format!("not portward's, so the table is made anew: {object}")));
-            text.push('\n');
-        }
-        text.push_str(&table(&lines.iter().map(Line::cells).collect::<Vec<_>>()));
-        text.push_str(&format!("host {name} ({found}): {}\n", summary(&changes)));
+        let text = render(&format!("host {} ({found})", host.name), &changes, &lines, snapshot);
         Ok(Answer::new(text, nothing))
     }
+}
+
+/// What would change, for people.
+fn render(host: &str, changes: &[Change], lines: &[Line], snapshot: &Snapshot) -> String {
+    if changes.is_empty() {
+        return format!("{host}: the kernel holds what the policy says\n");
+    }
+    let mut text = String::new();
+    for object in &snapshot.foreign {
+        text.push_str(&styled(FAINT, &format!("not portward's, so the table is made anew: {object}")));
+        text.push('\n');
+    }
+    text.push_str(&table(&lines.iter().map(Line::cells).collect::<Vec<_>>()));
+    text.push_str(&format!("{host}: {}\n", summary(changes)));
+    text
+}
+
+/// What a ruleset would change in the kernel, for people.
+pub(super) fn of_ruleset(host: &str, ruleset: &Ruleset) -> Result<String, Error> {
+    let mut reconciler = Reconciler::new(Netlink::open()?);
+    let changes = reconciler.changes(Some(ruleset))?;
+    let snapshot = reconciler.snapshot()?;
+    let lines: Vec<Line> = changes.iter().filter_map(|change| line(change, snapshot.table.as_ref())).collect();
+    Ok(render(host, &changes, &lines, snapshot))
 }
 
 /// One change, for people and programs.

@@ -39,7 +39,7 @@ impl Down {
 
 /// The process of the daemon that serves the usual socket, if there is one.
 fn running_daemon() -> Option<u32> {
-    match ask(Path::new(DEFAULT_CONTROL_SOCKET), Request::Status) {
+    match ask(Path::new(DEFAULT_CONTROL_SOCKET), &Request::Status) {
         Ok(Reply::Status(status)) => Some(status.pid),
         _ => None,
     }

@@ -6,6 +6,7 @@ use crate::daemon::ask;
 use crate::daemon::identity::Identity;
 use crate::daemon::load::{self, HostChoice, Site, Sources};
 use crate::daemon::protocol::{Reply, Request};
+use crate::daemon::session::Session;
 use crate::trackers::Report;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,14 @@ impl Options {
     pub(super) fn site(&self) -> Result<Site, Error> {
         Ok(Site::load(&self.sources())?)
     }
+}
+
+/// What this process knows of the session that it belongs to, in the form of `SSH_CONNECTION`: from its ancestors'
+/// sockets, which the daemon may lack the capability to see, else what sshd has told. The daemon believes it only where
+/// the kernel has such a connection.
+pub(super) fn session_hint() -> Option<String> {
+    let found = Session::of_process(std::process::id()).ok().flatten();
+    found.map(|session| session.as_hint()).or_else(|| std::env::var("SSH_CONNECTION").ok())
 }
 
 /// What this machine knows of itself.

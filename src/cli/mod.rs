@@ -8,22 +8,27 @@
 mod apply;
 mod check;
 mod completions;
+mod confirm;
 mod diff;
 mod down;
 mod explain;
 mod flows;
+mod history;
 mod imq;
 mod input;
 mod listeners;
 mod man;
 mod output;
 mod reload;
+mod revert;
+mod rollback;
 mod run;
 mod show;
 mod status;
+mod try_policy;
 
 use crate::daemon::{self, ClientError, load, reconcile, sandbox};
-use crate::{describe, kernel};
+use crate::{describe, kernel, state};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use output::{Answer, Code};
 use std::io;
@@ -54,6 +59,8 @@ Begin with `portward run --sandbox`, which is safe anywhere, or `portward check`
   systemctl start portward                            enforce it, and follow the file
   portward status                                     is it enforced?
   portward flows --denied                             does anything go on that it denies?
+  portward try new.toml --timeout 60                  enforce another policy, and go back unless it is confirmed
+  portward rollback                                   go back to the policy from before
 
 Exit codes:
   0  all is well
@@ -63,6 +70,7 @@ Exit codes:
 Files:
   /etc/portward/policy.toml    the policy
   /run/portward/control.sock   the daemon's control socket
+  /var/lib/portward            the policies that were applied
 
 Environment:
   PORTWARD_LOG  the level of the daemon's log: error, warn, info, debug or trace
@@ -111,6 +119,11 @@ enum Command {
     Reload(reload::Reload),
     Listeners(listeners::Listeners),
     Imq(imq::Imq),
+    Try(try_policy::Try),
+    Confirm(confirm::Confirm),
+    Revert(revert::Revert),
+    History(history::History),
+    Rollback(rollback::Rollback),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -132,6 +145,8 @@ enum Error {
     Client(#[from] ClientError),
     #[error(transparent)]
     Listeners(#[from] crate::listeners::Error),
+    #[error(transparent)]
+    State(#[from] state::Error),
     /// What the daemon answered.
     #[error("{0}")]
     Refused(String),
@@ -147,6 +162,11 @@ enum Error {
     Write { path: PathBuf, source: io::Error },
     #[error("the answer cannot be written as JSON")]
     Json(#[from] serde_json::Error),
+}
+
+/// An answer that does not belong to the question.
+fn other_answer() -> Error {
+    Error::Refused("the daemon answered another question; are its version and this one's the same?".to_owned())
 }
 
 impl From<crate::policy::LoadError> for Error {
@@ -178,6 +198,11 @@ pub fn main() -> ExitCode {
         Command::Reload(command) => command.run(),
         Command::Listeners(command) => command.run(&cli.options),
         Command::Imq(command) => command.run(&cli.options),
+        Command::Try(command) => command.run(&cli.options),
+        Command::Confirm(command) => command.run(),
+        Command::Revert(command) => command.run(),
+        Command::History(command) => command.run(),
+        Command::Rollback(command) => command.run(&cli.options),
         Command::Completions(command) => Ok(command.run(Cli::command())),
         Command::Man(command) => command.run(Cli::command()),
     };

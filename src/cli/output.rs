@@ -96,6 +96,9 @@ pub(super) const GREEN: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(
 /// For what is denied or goes.
 pub(super) const RED: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red)));
 
+/// For what is under way.
+pub(super) const YELLOW: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Yellow)));
+
 /// Text in a style.
 pub(super) fn styled(style: Style, text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("{style}{text}{style:#}") }

@@ -6,6 +6,7 @@ use crate::daemon::load::{HostChoice, Site, Sources};
 use crate::daemon::logging::{LogFormat, Logging, VARIABLE};
 use crate::daemon::sandbox::{self, Scratch};
 use crate::daemon::{Config, DEFAULT_CONTROL_SOCKET, run};
+use crate::state::DEFAULT_STATE_DIR;
 use crate::trackers;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ pub(super) struct Run {
     #[arg(long)]
     sandbox: bool,
 
-    /// Where to listen for `portward status` and `portward reload` [default: /run/portward/control.sock]
+    /// Where to listen for `portward status`, `portward reload` and others [default: /run/portward/control.sock]
     #[arg(long, value_name = "PATH")]
     control_socket: Option<PathBuf>,
 
@@ -43,6 +44,10 @@ pub(super) struct Run {
     /// How often listeners are looked at when the kernel does not tell of new ones, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 250, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     listener_poll: u64,
+
+    /// Where to keep the policies that were applied, and what a boot without any needs [default: /var/lib/portward]
+    #[arg(long, value_name = "FOLDER")]
+    state_dir: Option<PathBuf>,
 
     /// The form of the log, which goes to standard error
     #[arg(long, value_name = "FORMAT", default_value = "plain")]
@@ -80,7 +85,9 @@ impl Run {
             return self.run_sandbox(options);
         }
         let control_socket = self.control_socket.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL_SOCKET));
-        run(Config { sources: options.sources(), host: options.choice(), control_socket, trackers: self.trackers() })?;
+        let state_dir = self.state_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR));
+        let trackers = self.trackers();
+        run(Config { sources: options.sources(), host: options.choice(), control_socket, state_dir, trackers })?;
         Ok(Answer::fine(""))
     }
 
@@ -94,10 +101,11 @@ impl Run {
         let sources = Sources { policy, catalogue: options.catalogue.clone() };
         let host = options.host.clone().map_or(HostChoice::FirstConsole, HostChoice::Named);
         let control_socket = self.control_socket.clone().unwrap_or_else(|| scratch.control_socket());
+        let state_dir = self.state_dir.clone().unwrap_or_else(|| scratch.state_dir());
         let introduction = introduction(&sources, &host, &control_socket)?;
         // Where nobody reads it, the daemon runs all the same.
         let _ = print(&introduction);
-        run(Config { sources, host, control_socket, trackers: self.trackers() })?;
+        run(Config { sources, host, control_socket, state_dir, trackers: self.trackers() })?;
         Ok(Answer::fine(""))
     }
 }

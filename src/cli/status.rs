@@ -1,15 +1,15 @@
 //! `portward status`.
 
-use super::Error;
-use super::output::{Answer, BOLD, Code, GREEN, RED, count, styled, table};
+use super::output::{Answer, BOLD, Code, GREEN, RED, YELLOW, count, styled, table};
+use super::{Error, other_answer};
 use crate::daemon::protocol::{Reply, Request};
-use crate::daemon::status::{Condition, Status as DaemonStatus};
+use crate::daemon::status::{Condition, Source, Status as DaemonStatus};
 use crate::daemon::{DEFAULT_CONTROL_SOCKET, ask};
-use crate::trackers::{Report, Source};
+use crate::trackers::{Report, Source as ListenerSource};
 use anstyle::Style;
 use clap::Args;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// So many ports of a service are named; of more, only the number is.
@@ -18,7 +18,7 @@ const PORTS_NAMED: usize = 8;
 /// Ask the daemon whether the policy file is what the kernel enforces
 ///
 /// The exit code is 0 when it is; 1 when the daemon keeps an older policy because the file does not load, or when the
-/// kernel does not take what it should; 2 when no daemon answers.
+/// kernel does not take what it should, or when a policy is on trial; 2 when no daemon answers.
 #[derive(Debug, Args)]
 pub(super) struct Status {
     /// The daemon's control socket
@@ -32,11 +32,7 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(&self) -> Result<Answer, Error> {
-        let status = match ask(&self.control_socket, Request::Status)? {
-            Reply::Status(status) => status,
-            Reply::Error(message) => return Err(Error::Refused(message)),
-            Reply::Reloaded { .. } => return Err(Error::Refused("the daemon answered another question".to_owned())),
-        };
+        let status = of_daemon(&self.control_socket)?;
         let code = if status.condition == Condition::InStep { Code::Fine } else { Code::No };
         if self.json {
             return Answer::json(&status, code);
@@ -46,10 +42,20 @@ impl Status {
     }
 }
 
+/// The status of the daemon at this socket.
+pub(super) fn of_daemon(control_socket: &Path) -> Result<Box<DaemonStatus>, Error> {
+    match ask(control_socket, &Request::Status)? {
+        Reply::Status(status) => Ok(status),
+        Reply::Error(message) => Err(Error::Refused(message)),
+        _ => Err(other_answer()),
+    }
+}
+
 fn render(status: &DaemonStatus, now: u64) -> String {
     let (style, condition) = match status.condition {
         Condition::InStep => (GREEN, "in step: the kernel enforces what the policy file says"),
         Condition::Keeping => (RED, "keeping: the policy file does not load, what was enforced before stays"),
+        Condition::Trying => (YELLOW, "trying: the kernel enforces a policy for the time being"),
         Condition::Failing => (RED, "failing: the kernel does not hold what the policy says"),
     };
     let mut lines = Vec::new();
@@ -59,6 +65,28 @@ fn render(status: &DaemonStatus, now: u64) -> String {
         format!("portward {}, process {}, started {}", status.version, status.pid, ago(status.started, now)),
     );
     line("policy", status.policy.display().to_string());
+    let source = match status.source {
+        Source::File => "the policy file",
+        Source::Trial => "the policy on trial",
+        Source::LastGood => "the last good policy on disk, which the file did not replace yet",
+        Source::FailSafe => {
+            "the fail-safe: SSH for the last known administrators; neither file nor last good policy load"
+        }
+        Source::EarlierDaemon => "the table that an earlier daemon left",
+    };
+    line("enforced", source.to_owned());
+    if let Some(trial) = &status.trial {
+        let left = trial.until.saturating_sub(now);
+        line("on trial", format!("{}, asked for by {}, {}", trial.policy, trial.user, ago(trial.since, now)));
+        line("", format!("taken back in {left} s, unless `portward confirm` comes"));
+        if trial.file_waits {
+            line("", "the policy file was changed meanwhile, and waits".to_owned());
+        }
+    }
+    if let Some(last) = &status.last_trial {
+        let end = if last.confirmed { "stays" } else { "was taken back" };
+        line("last trial", format!("{} {end}, {}: {}", last.policy, ago(last.at, now), last.reason));
+    }
     match &status.enforced {
         Some(enforced) => {
             line("host", format!("{} ({})", enforced.host, enforced.found));
@@ -89,7 +117,11 @@ fn render(status: &DaemonStatus, now: u64) -> String {
     dynamic(&status.dynamic, &mut line);
     let mut text = format!("{}\n{}", styled(style, condition), table(&lines));
     text.push_str(&refusals(&status.dynamic));
-    for (title, failure) in [("the policy does not load", &status.policy_error), ("the kernel", &status.kernel_error)] {
+    for (title, failure) in [
+        ("the policy does not load", &status.policy_error),
+        ("the kernel", &status.kernel_error),
+        ("the state on disk", &status.state_error),
+    ] {
         if let Some(failure) = failure {
             text.push_str(&format!("\n{} (since {}):\n", styled(BOLD, title), ago(failure.since, now)));
             for line in failure.message.lines() {
@@ -104,9 +136,9 @@ fn render(status: &DaemonStatus, now: u64) -> String {
 /// How listeners are noticed, and a line for each service with dynamic ports.
 fn dynamic(report: &Report, line: &mut impl FnMut(&str, String)) {
     match &report.source {
-        Source::None => {}
-        Source::Bpf => line("listeners", "the kernel tells of new ones (BPF)".to_owned()),
-        Source::Polling { every, reason } => line("listeners", format!("looked at every {every} ms: {reason}")),
+        ListenerSource::None => {}
+        ListenerSource::Bpf => line("listeners", "the kernel tells of new ones (BPF)".to_owned()),
+        ListenerSource::Polling { every, reason } => line("listeners", format!("looked at every {every} ms: {reason}")),
     }
     if let Some(trouble) = &report.trouble {
         line("", trouble.clone());
@@ -140,7 +172,7 @@ fn refusals(report: &Report) -> String {
     format!("\n{}\n{}", styled(BOLD, "claimed, and not opened"), table(&lines))
 }
 
-fn ago(then: u64, now: u64) -> String {
+pub(super) fn ago(then: u64, now: u64) -> String {
     let seconds = now.saturating_sub(then);
     match seconds {
         0..60 => format!("{seconds} s ago"),

@@ -1,10 +1,12 @@
-//! The control socket, for `portward status` and `portward reload`.
+//! The control socket, for `portward status`, `reload`, `try` and what belongs to it.
 //!
 //! Only root and the daemon's own user are answered: the socket's mode keeps others out, and the kernel is asked who
 //! has connected. A client can neither make the daemon read much nor wait long.
 
+use super::asker::Client;
 use super::protocol::{self, LONGEST_REQUEST, Reply, Request};
 use super::status::Status;
+use crate::policy::LARGEST_SOURCE;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
@@ -23,6 +25,8 @@ use tracing::{debug, warn};
 
 /// How long a client may take to ask, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the policy that follows a request may take.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// How many clients are served at once; further ones wait in the kernel.
 const CLIENTS: usize = 16;
 /// How long a client waits for the answer; a reload of a very large policy on a loaded machine takes seconds.
@@ -30,8 +34,14 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 /// The longest answer that a client reads, in bytes. A status holds at most some warnings and one message.
 const LONGEST_REPLY: u64 = 16 << 20;
 
-/// A client's wish for a reload, with the way to answer it.
-pub(super) type ReloadRequest = oneshot::Sender<Reply>;
+/// What a client wants the daemon to do, with the way to answer it.
+pub(super) struct Order {
+    pub(super) request: Request,
+    /// The policy that came with the request; else empty.
+    pub(super) policy: String,
+    pub(super) client: Client,
+    pub(super) answer: oneshot::Sender<Reply>,
+}
 
 /// Why there is no control socket.
 #[derive(Debug, Error)]
@@ -102,7 +112,7 @@ impl Server {
     }
 
     /// Serves until it is dropped.
-    pub(super) async fn run(self, status: watch::Receiver<Status>, reloads: mpsc::Sender<ReloadRequest>) {
+    pub(super) async fn run(self, status: watch::Receiver<Status>, orders: mpsc::Sender<Order>) {
         let places = Arc::new(Semaphore::new(CLIENTS));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -115,9 +125,9 @@ impl Server {
                     continue;
                 }
             };
-            let (status, reloads) = (status.clone(), reloads.clone());
+            let (status, orders) = (status.clone(), orders.clone());
             tokio::spawn(async move {
-                if let Err(error) = serve(stream, status, reloads).await {
+                if let Err(error) = serve(stream, status, orders).await {
                     debug!(%error, "a control client was not answered");
                 }
                 drop(place);
@@ -160,22 +170,20 @@ fn lock(socket: &Path) -> Result<Flock<File>, Error> {
     Ok(lock)
 }
 
-async fn serve(
-    mut stream: UnixStream,
-    status: watch::Receiver<Status>,
-    reloads: mpsc::Sender<ReloadRequest>,
-) -> io::Result<()> {
-    let user = stream.peer_cred()?.uid();
+async fn serve(mut stream: UnixStream, status: watch::Receiver<Status>, orders: mpsc::Sender<Order>) -> io::Result<()> {
+    let credentials = stream.peer_cred()?;
+    let user = credentials.uid();
     let reply = if user != 0 && user != geteuid().as_raw() {
         warn!(user, "a user who is not root tried the control socket");
         Reply::Error("only root may ask".to_owned())
     } else {
-        match timeout(PATIENCE, read_line(&mut stream)).await {
-            Ok(line) => match line? {
-                Some(line) => answer(&line, &status, &reloads).await,
-                None => Reply::Error(format!("the request is longer than {LONGEST_REQUEST} bytes")),
-            },
-            Err(_) => Reply::Error(format!("no request within {} seconds", PATIENCE.as_secs())),
+        match read_request(&mut stream).await? {
+            Ok((Request::Status, _)) => Reply::Status(Box::new(status.borrow().clone())),
+            Ok((request, policy)) => {
+                let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
+                order(request, policy, Client { user, pid, ..Client::default() }, &orders).await
+            }
+            Err(message) => Reply::Error(message),
         }
     };
     let mut line = serde_json::to_vec(&reply)?;
@@ -184,39 +192,74 @@ async fn serve(
     Ok(())
 }
 
-/// The first line, or all there is until the end; `None` when it is too long.
-async fn read_line(stream: &mut UnixStream) -> io::Result<Option<Vec<u8>>> {
+/// A request and the policy that follows it, or what is wrong with them.
+async fn read_request(stream: &mut UnixStream) -> io::Result<Result<(Request, String), String>> {
+    let seconds = |patience: Duration| format!("no request within {} seconds", patience.as_secs());
+    let Ok(line) = timeout(PATIENCE, read_line(stream)).await else { return Ok(Err(seconds(PATIENCE))) };
+    let Some((line, begun)) = line? else {
+        return Ok(Err(format!("the request is longer than {LONGEST_REQUEST} bytes")));
+    };
+    let request = match protocol::parse(&line) {
+        Ok(request) => request,
+        Err(message) => return Ok(Err(message)),
+    };
+    let length = request.body_length();
+    if length > LARGEST_SOURCE {
+        return Ok(Err(format!("a policy has at most {LARGEST_SOURCE} bytes")));
+    }
+    let Ok(body) = timeout(BODY_PATIENCE, read_body(stream, begun, length)).await else {
+        return Ok(Err(seconds(BODY_PATIENCE)));
+    };
+    let body = body?;
+    if body.len() as u64 != length {
+        return Ok(Err(format!("{length} bytes of policy were announced, and {} came", body.len())));
+    }
+    Ok(String::from_utf8(body).map(|policy| (request, policy)).map_err(|_| "the policy is not UTF-8".to_owned()))
+}
+
+/// The first line, or all there is until the end, and what was read beyond it; `None` when it is too long.
+async fn read_line(stream: &mut UnixStream) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
     let mut line = Vec::with_capacity(256);
     let mut buffer = [0; 512];
     loop {
         let count = stream.read(&mut buffer).await?;
-        let (part, ends) = match buffer[..count].iter().position(|byte| *byte == b'\n') {
-            Some(end) => (&buffer[..end], true),
-            None => (&buffer[..count], count == 0),
+        let (part, rest) = match buffer[..count].iter().position(|byte| *byte == b'\n') {
+            Some(end) => (&buffer[..end], Some(&buffer[end + 1..count])),
+            None => (&buffer[..count], (count == 0).then_some(&[][..])),
         };
         if line.len() + part.len() >= LONGEST_REQUEST {
             return Ok(None);
         }
         line.extend_from_slice(part);
-        if ends {
-            return Ok(Some(line));
+        if let Some(rest) = rest {
+            return Ok(Some((line, rest.to_owned())));
         }
     }
 }
 
-async fn answer(line: &[u8], status: &watch::Receiver<Status>, reloads: &mpsc::Sender<ReloadRequest>) -> Reply {
-    match protocol::parse(line) {
-        Ok(Request::Status) => Reply::Status(Box::new(status.borrow().clone())),
-        Ok(Request::Reload) => {
-            let (sender, receiver) = oneshot::channel();
-            let stopping = || Reply::Error("the daemon is stopping".to_owned());
-            if reloads.send(sender).await.is_err() {
-                return stopping();
-            }
-            receiver.await.unwrap_or_else(|_| stopping())
+/// What follows the line, of which a part is there; less when the client ends before. Takes no more memory than what
+/// comes.
+async fn read_body(stream: &mut UnixStream, mut body: Vec<u8>, length: u64) -> io::Result<Vec<u8>> {
+    body.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+    let missing = length - body.len() as u64;
+    stream.take(missing).read_to_end(&mut body).await?;
+    Ok(body)
+}
+
+/// Has the daemon carry out a request.
+async fn order(request: Request, policy: String, client: Client, orders: &mpsc::Sender<Order>) -> Reply {
+    let client = match &request {
+        Request::Reload { force, session, .. } | Request::Try { force, session, .. } => {
+            Client { force: *force, session: session.clone(), ..client }
         }
-        Err(message) => Reply::Error(message),
+        _ => client,
+    };
+    let (answer, receiver) = oneshot::channel();
+    let stopping = || Reply::Error("the daemon is stopping".to_owned());
+    if orders.send(Order { request, policy, client, answer }).await.is_err() {
+        return stopping();
     }
+    receiver.await.unwrap_or_else(|_| stopping())
 }
 
 /// Why a client has no answer.
@@ -253,7 +296,16 @@ pub enum ClientError {
 /// # Errors
 ///
 /// No daemon, no permission, or no sensible answer. An answer that is an error in itself is a [`Reply::Error`].
-pub fn ask(path: &Path, request: Request) -> Result<Reply, ClientError> {
+pub fn ask(path: &Path, request: &Request) -> Result<Reply, ClientError> {
+    ask_with(path, request, "")
+}
+
+/// The same, with the policy that a [`Request::Try`] announces.
+///
+/// # Errors
+///
+/// See [`ask`].
+pub fn ask_with(path: &Path, request: &Request, policy: &str) -> Result<Reply, ClientError> {
     let broken = |source| ClientError::Broken { path: path.to_owned(), source };
     let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NoDaemon(path.to_owned()),
@@ -262,8 +314,9 @@ pub fn ask(path: &Path, request: Request) -> Result<Reply, ClientError> {
     })?;
     stream.set_read_timeout(Some(CLIENT_PATIENCE)).map_err(broken)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(broken)?;
-    let mut line = serde_json::to_vec(&request).map_err(|error| broken(error.into()))?;
+    let mut line = serde_json::to_vec(request).map_err(|error| broken(error.into()))?;
     line.push(b'\n');
+    line.extend_from_slice(policy.as_bytes());
     // A daemon that refuses the caller may answer and close before it has read the request.
     match stream.write_all(&line) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(broken(error)),

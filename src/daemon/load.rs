@@ -1,6 +1,7 @@
 //! From files to a policy and the host that it is applied to: what the daemon and every subcommand begin with.
 
 use super::identity::Identity;
+use super::session::Session;
 use crate::plan::{HostError, Plan, find_host};
 use crate::policy::{Catalogue, Diagnostics, DynamicService, Exposure, Host, LoadError, Policy, read_source};
 use crate::ruleset::Ruleset;
@@ -59,6 +60,20 @@ pub enum Error {
         /// The host.
         host: String,
     },
+    /// Under the policy whoever asked for it could not log in again.
+    #[error(
+        "{}: your own SSH session ({session}) could not be opened again on host {host} under this policy, so it is not \
+         applied; add that address to `admin` in [groups], or repeat the command with --force if that is meant",
+        .policy.display()
+    )]
+    OwnSession {
+        /// The policy.
+        policy: PathBuf,
+        /// The host.
+        host: String,
+        /// The session.
+        session: Session,
+    },
     /// The kernel does not tell the machine's addresses or name.
     #[error("this machine's addresses and name cannot be read")]
     Identity(#[source] Errno),
@@ -67,8 +82,10 @@ pub enum Error {
 /// The texts of the files, to see whether they differ from what was loaded before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Texts {
-    policy: String,
-    catalogue: Option<String>,
+    /// The policy's.
+    pub policy: String,
+    /// The catalogue's, unless the built-in one serves.
+    pub catalogue: Option<String>,
 }
 
 impl Texts {
@@ -78,8 +95,16 @@ impl Texts {
     ///
     /// One of them cannot be read.
     pub fn read(sources: &Sources) -> Result<Self, LoadError> {
-        let catalogue = sources.catalogue.as_deref().map(read_source).transpose()?;
-        Ok(Self { policy: read_source(&sources.policy)?, catalogue })
+        Self::with_policy(read_source(&sources.policy)?, sources)
+    }
+
+    /// Reads the catalogue for a policy that is at hand.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub fn with_policy(policy: String, sources: &Sources) -> Result<Self, LoadError> {
+        Ok(Self { policy, catalogue: sources.catalogue.as_deref().map(read_source).transpose()? })
     }
 }
 
@@ -170,9 +195,7 @@ impl Site {
     /// The policy would lock the administrators out.
     pub fn ruleset(&self, host: &Host) -> Result<Ruleset, Error> {
         let plan = self.plan(host);
-        if plan.locks_out_admin() {
-            return Err(Error::Lockout { policy: self.path.clone(), host: host.name.clone() });
-        }
+        admits_admin(&plan, &self.path)?;
         Ok(plan.ruleset())
     }
 
@@ -186,4 +209,16 @@ impl Site {
         let services = exposed.into_iter().map(|exposed| exposed.service);
         services.map(|service| Watched { service: service.clone(), own_ports: own_ports(service) }).collect()
     }
+}
+
+/// Whether the administrators can log in under a plan, or that is not meant.
+///
+/// # Errors
+///
+/// They are locked out.
+pub(super) fn admits_admin(plan: &Plan<'_>, policy: &Path) -> Result<(), Error> {
+    if plan.locks_out_admin() {
+        return Err(Error::Lockout { policy: policy.to_owned(), host: plan.host.name.clone() });
+    }
+    Ok(())
 }

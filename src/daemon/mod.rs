@@ -8,6 +8,8 @@
 //! What fails keeps what runs: a policy that does not load changes nothing in the kernel.
 #![forbid(unsafe_code)]
 
+mod asker;
+mod boot;
 mod control;
 mod dynamic;
 pub mod flows;
@@ -19,26 +21,31 @@ pub mod protocol;
 pub mod reconcile;
 pub mod sandbox;
 mod service;
+pub mod session;
 pub mod status;
+mod trial;
 mod watch;
 
-pub use control::{ClientError, Error as ControlError, ask};
+pub use control::{ClientError, Error as ControlError, ask, ask_with};
 
 use crate::describe;
 use crate::kernel::{Kernel, Monitor, Netlink, Notification};
 use crate::plan;
 use crate::ruleset::{Ruleset, Statement};
+use crate::state::Store;
 use crate::trackers;
-use control::{ReloadRequest, Server};
+use asker::{Asker, cut_sessions};
+use boot::Keepsake;
+use control::{Order, Server};
 use dynamic::{Changes, Dynamic};
 use identity::Identity;
 use load::{HostChoice, Site, Sources, Texts};
-use protocol::Reply;
 use reconcile::{Outcome, Reconciler};
-use status::{Condition, Enforced, Failure, LastChange, Repair, Status, TableSize, now};
+use status::{Condition, Enforced, Failure, LastChange, Repair, Source, Status, TableSize, now};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
@@ -46,6 +53,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as channel};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
+use trial::Trial;
 use watch::Watcher;
 
 /// Where the policy is when the command line does not say.
@@ -69,10 +77,12 @@ pub struct Config {
     pub sources: Sources,
     /// Which host of the policy this is.
     pub host: HostChoice,
-    /// Where to listen for `portward status` and `portward reload`.
+    /// Where to listen for `portward status`, `portward reload` and others.
     pub control_socket: PathBuf,
     /// How listeners are noticed.
     pub trackers: trackers::Options,
+    /// Where to keep what the next boot needs.
+    pub state_dir: PathBuf,
 }
 
 /// Why the daemon does not run.
@@ -127,11 +137,11 @@ pub fn run(config: Config) -> Result<(), Error> {
         let mut daemon = Daemon::new(config, Netlink::open()?, dynamic);
         daemon.start().await?;
 
-        let (reloads, reload_requests) = mpsc::channel(1);
-        let server = tokio::spawn(server.run(daemon.status.subscribe(), reloads));
+        let (sender, orders) = mpsc::channel(1);
+        let server = tokio::spawn(server.run(daemon.status.subscribe(), sender));
         let (changes, changed) = mpsc::channel(1);
         tokio::spawn(watcher.run(changes));
-        daemon.serve(&mut signals, changed, reload_requests).await;
+        daemon.serve(&mut signals, changed, orders).await;
         // The socket file goes with the server.
         server.abort();
         let _ = server.await;
@@ -194,15 +204,21 @@ struct Desired {
     site: Option<Site>,
     /// `None`: the table that an earlier daemon left.
     enforced: Option<Enforced>,
+    source: Source,
+    /// For the next boot; `None`: it is not to be kept.
+    keepsake: Option<Keepsake>,
 }
 
 struct Daemon<K> {
     config: Config,
+    store: Store,
     reconciler: Reconciler<K>,
     dynamic: Dynamic,
     desired: Option<Desired>,
+    /// What is on trial, and how to go back.
+    trial: Option<Trial>,
     /// The content that was looked at last, whether or not it was good.
-    seen: Option<Texts>,
+    seen: Option<Arc<Texts>>,
     /// Whether the host was what was wrong with it.
     host_unknown: bool,
     monitor: Option<AsyncFd<Monitor>>,
@@ -223,21 +239,28 @@ impl<K: Kernel> Daemon<K> {
             started: now(),
             condition: Condition::Keeping,
             policy: config.sources.policy.clone(),
+            state_dir: config.state_dir.clone(),
             enforced: None,
+            source: Source::File,
+            trial: None,
+            last_trial: None,
             table: None,
             generation: None,
             last_change: None,
             policy_error: None,
             kernel_error: None,
+            state_error: None,
             repairs: 0,
             last_repair: None,
             dynamic: trackers::Report::default(),
         };
         Self {
+            store: Store::new(&config.state_dir),
             config,
             reconciler: Reconciler::new(kernel),
             dynamic,
             desired: None,
+            trial: None,
             seen: None,
             host_unknown: false,
             monitor: None,
@@ -250,11 +273,14 @@ impl<K: Kernel> Daemon<K> {
 
     /// Loads and applies for the first time.
     ///
-    /// Without a good policy the table of an earlier daemon is kept and guarded, and the service counts as ready: a
-    /// policy is enforced, and a service manager that never hears of readiness would kill the daemon that guards it.
-    /// The error is in the service's status text. Without a table there is nothing to guard, and the start fails.
+    /// Without a good policy the table of an earlier daemon is kept and guarded, or what the state on disk says is
+    /// enforced, and the service counts as ready: a policy is enforced, and a service manager that never hears of
+    /// readiness would kill the daemon that guards it. The error is in the service's status text. Without all of these
+    /// there is nothing to guard, and the start fails.
     async fn start(&mut self) -> Result<(), Error> {
-        match self.load(Cause::Start) {
+        self.inspect_state();
+        let was_trial = self.note_interrupted_trial();
+        match self.load(Cause::Start, &Asker::file()) {
             Ok(Some(desired)) => {
                 self.want(desired);
                 self.adopt().await?;
@@ -265,17 +291,12 @@ impl<K: Kernel> Daemon<K> {
                 }
             }
             Ok(None) => {}
-            Err(error) => {
-                let snapshot = self.reconciler.snapshot()?;
-                let Some(table) = snapshot.table.clone() else { return Err(error.into()) };
-                if snapshot.foreign.is_empty() && can_be_restored(&table) {
-                    self.desired = Some(Desired { ruleset: table, services: Vec::new(), site: None, enforced: None });
-                }
-                self.note_policy_error(&error, true);
-                warn!("the table that is in the kernel stays until the policy loads");
-                self.listen();
-                self.publish();
-            }
+            Err(error) => self.start_without_policy(error, was_trial)?,
+        }
+        // Only what was applied is remembered, and only after that a trial is forgotten.
+        self.remember(Cause::Start.words(), &Asker::file().user);
+        if let Err(error) = self.store.clear_trial() {
+            self.note_state_error(&error);
         }
         service::ready(&self.summary());
         Ok(())
@@ -350,7 +371,7 @@ impl<K: Kernel> Daemon<K> {
         &mut self,
         signals: &mut Signals,
         mut changed: mpsc::Receiver<()>,
-        mut reload_requests: mpsc::Receiver<ReloadRequest>,
+        mut orders: mpsc::Receiver<Order>,
     ) {
         let mut verify = interval_at(Instant::now() + VERIFY_EVERY, VERIFY_EVERY);
         verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -360,18 +381,14 @@ impl<K: Kernel> Daemon<K> {
                 _ = signals.interrupt.recv() => break,
                 _ = signals.hangup.recv() => {
                     // The outcome is in the log.
-                    let _ = self.reload(Cause::Hangup);
+                    let _ = self.reload(Cause::Hangup, &Asker::signal());
                 }
                 Some(()) = changed.recv() => {
-                    let _ = self.reload(Cause::FileChanged);
+                    let _ = self.reload(Cause::FileChanged, &Asker::file());
                 }
-                Some(asker) = reload_requests.recv() => {
-                    let reply = match self.reload(Cause::Request) {
-                        Ok(changes) => Reply::Reloaded { changes },
-                        Err(message) => Reply::Error(message),
-                    };
-                    // A client that has gone needs no answer.
-                    let _ = asker.send(reply);
+                Some(order) = orders.recv() => self.carry_out(order),
+                () = until(self.trial_end()) => {
+                    let _ = self.end_trial("it was not confirmed in time");
                 }
                 notifications = notifications(&mut self.monitor), if self.rest.is_none() => self.heed(notifications),
                 () = self.dynamic.news() => self.follow_listeners(),
@@ -382,20 +399,26 @@ impl<K: Kernel> Daemon<K> {
                 }
                 _ = verify.tick() => {
                     if self.host_unknown {
-                        let _ = self.reload(Cause::HostUnknown);
+                        let _ = self.reload(Cause::HostUnknown, &Asker::file());
                     }
                     self.verify("somebody");
                     self.repairs_in_a_row = 0;
                 }
             }
         }
+        if self.trial.is_some() {
+            let _ = self.end_trial("the daemon was stopped");
+        }
         info!("stopping; the table stays");
         service::stopping();
     }
 
     /// Reads the policy and applies it; says what changed in the kernel, or what is wrong.
-    fn reload(&mut self, cause: Cause) -> Result<String, String> {
-        let result = match self.load(cause) {
+    fn reload(&mut self, cause: Cause, asker: &Asker) -> Result<String, String> {
+        if self.trial.is_some() {
+            return self.wait_for_trial(cause);
+        }
+        let result = match self.load(cause, asker) {
             Ok(None) => return Ok("nothing".to_owned()),
             Ok(Some(desired)) => {
                 service::reloading();
@@ -411,6 +434,9 @@ impl<K: Kernel> Daemon<K> {
                 Err(message)
             }
         };
+        if result.is_ok() {
+            self.remember(asker.cause.as_deref().unwrap_or(cause.words()), &asker.user);
+        }
         service::ready(&self.summary());
         result.map(|outcome| {
             info!(generation = outcome.generation, "{}: {}", cause.words(), outcome.changes);
@@ -419,9 +445,9 @@ impl<K: Kernel> Daemon<K> {
     }
 
     /// Reads the policy and plans; `None` when the content is what was looked at last and nobody asks for more.
-    fn load(&mut self, cause: Cause) -> Result<Option<Desired>, load::Error> {
+    fn load(&mut self, cause: Cause, asker: &Asker) -> Result<Option<Desired>, load::Error> {
         let texts = match Texts::read(&self.config.sources) {
-            Ok(texts) => texts,
+            Ok(texts) => Arc::new(texts),
             Err(error) => {
                 self.seen = None;
                 return Err(error.into());
@@ -430,15 +456,32 @@ impl<K: Kernel> Daemon<K> {
         if self.seen.as_ref() == Some(&texts) && cause == Cause::FileChanged {
             return Ok(None);
         }
+        self.seen = Some(texts.clone());
+        let sources = self.config.sources.clone();
+        let desired = self.plan(texts, &sources, asker)?;
+        self.status.send_modify(|status| status.policy_error = None);
+        let is_news = cause != Cause::HostUnknown || !self.host_unknown;
+        Ok(Some(desired).filter(|_| is_news))
+    }
+
+    /// What a policy means for this machine, if it may be applied.
+    fn plan(&mut self, texts: Arc<Texts>, sources: &Sources, asker: &Asker) -> Result<Desired, load::Error> {
         self.host_unknown = false;
-        let site = Site::parse(&texts, &self.config.sources);
-        self.seen = Some(texts);
-        let site = site?;
+        let site = Site::parse(&texts, sources)?;
         let identity = Identity::of_this_host().map_err(load::Error::Identity)?;
-        let (host, found) = site.find(&self.config.host, &identity).inspect_err(|_| self.host_unknown = true)?;
-        let ruleset = site.ruleset(host)?;
+        let (host, found) = self.find(&site, &identity)?;
+        let plan = site.plan(host);
         let services = site.watched(host);
-        for warning in site.warnings.iter() {
+        let mut ruleset = plan.ruleset();
+        plan::open(&mut ruleset, self.dynamic.open());
+        let mut warnings: Vec<_> = site.warnings.iter().map(ToString::to_string).collect();
+        // What is enforced already cuts nobody off.
+        let is_news = self.desired.as_ref().is_none_or(|desired| desired.ruleset != ruleset);
+        asker.admits(&plan, &sources.policy, is_news)?;
+        if is_news {
+            warnings.extend(cut_sessions(&plan));
+        }
+        for warning in &warnings {
             warn!("{warning}");
         }
         let enforced = Enforced {
@@ -447,10 +490,17 @@ impl<K: Kernel> Daemon<K> {
             mode: site.policy.mode.name().to_owned(),
             egress: site.policy.egress.name().to_owned(),
             loaded: now(),
-            warnings: site.warnings.iter().map(ToString::to_string).collect(),
+            warnings,
         };
-        self.status.send_modify(|status| status.policy_error = None);
-        Ok(Some(Desired { ruleset, services, site: Some(site), enforced: Some(enforced) }))
+        let keepsake = Keepsake::new(texts, &site.policy, host);
+        Ok(Desired {
+            ruleset,
+            services,
+            site: Some(site),
+            enforced: Some(enforced),
+            source: Source::File,
+            keepsake: Some(keepsake),
+        })
     }
 
     /// Applies what is desired. Whatever the kernel says is in the status afterwards.
@@ -487,6 +537,7 @@ impl<K: Kernel> Daemon<K> {
                 }
                 if let Some(desired) = &self.desired {
                     status.enforced = desired.enforced.clone();
+                    status.source = desired.source;
                 }
             }),
             Err(error) => {
@@ -610,10 +661,11 @@ impl<K: Kernel> Daemon<K> {
         self.status.send_modify(|status| {
             status.generation = generation;
             status.table = table;
-            status.condition = match (&status.kernel_error, &status.policy_error) {
-                (Some(_), _) => Condition::Failing,
-                (None, Some(_)) => Condition::Keeping,
-                (None, None) => Condition::InStep,
+            status.condition = match (&status.kernel_error, &status.trial, &status.policy_error) {
+                (Some(_), ..) => Condition::Failing,
+                (None, Some(_), _) => Condition::Trying,
+                (None, None, Some(_)) => Condition::Keeping,
+                (None, None, None) => Condition::InStep,
             };
         });
     }
@@ -624,6 +676,12 @@ impl<K: Kernel> Daemon<K> {
         let enforced = match &status.enforced {
             Some(enforced) => format!("host {}, {}", enforced.host, enforced.mode),
             None => "the table of an earlier daemon".to_owned(),
+        };
+        let enforced = match status.source {
+            Source::Trial => format!("{enforced}; a policy is on trial"),
+            Source::LastGood => format!("{enforced}; the last good policy"),
+            Source::FailSafe => format!("{enforced}; the fail-safe"),
+            Source::File | Source::EarlierDaemon => enforced,
         };
         let first_line = |failure: &Failure| failure.message.lines().next().unwrap_or_default().to_owned();
         match (&status.kernel_error, &status.policy_error) {

@@ -119,6 +119,11 @@ impl Scratch {
         self.folder.join("control.sock")
     }
 
+    /// Where its state shall be.
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.folder

@@ -20,8 +20,16 @@ pub struct Status {
     pub condition: Condition,
     /// The policy file.
     pub policy: PathBuf,
+    /// Where the state is kept for the next boot.
+    pub state_dir: PathBuf,
     /// What is enforced; `None` until a policy was loaded.
     pub enforced: Option<Enforced>,
+    /// Where what is enforced comes from.
+    pub source: Source,
+    /// The policy that is on trial.
+    pub trial: Option<Trial>,
+    /// How the last trial ended.
+    pub last_trial: Option<LastTrial>,
     /// What the kernel holds of portward's.
     pub table: Option<TableSize>,
     /// The ruleset generation of the kernel at which that was committed or last confirmed.
@@ -32,6 +40,8 @@ pub struct Status {
     pub policy_error: Option<Failure>,
     /// Why the kernel does not hold what it should.
     pub kernel_error: Option<Failure>,
+    /// Why the state on disk is not what it should be: the next boot may not find the policy of now.
+    pub state_error: Option<Failure>,
     /// How often the table was repaired after a foreign change.
     pub repairs: u64,
     /// The last time that it was.
@@ -50,6 +60,54 @@ pub enum Condition {
     Keeping,
     /// The kernel does not take what it should hold.
     Failing,
+    /// The kernel holds a policy for the time being, until that is confirmed or taken back.
+    Trying,
+}
+
+/// Where what is enforced comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The policy file.
+    File,
+    /// The policy on trial.
+    Trial,
+    /// The last good policy on disk, since the file was of no use at the start.
+    LastGood,
+    /// The fail-safe, since the last good policy was of no use either.
+    FailSafe,
+    /// The table that an earlier daemon left in the kernel.
+    EarlierDaemon,
+}
+
+/// A policy on trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// What it is called: the file it came from.
+    pub policy: String,
+    /// Who wants to try it.
+    pub user: String,
+    /// When it was applied.
+    pub since: u64,
+    /// When it is taken back unless it is confirmed.
+    pub until: u64,
+    /// Whether the policy file was changed meanwhile, and waits for the end of the trial.
+    pub file_waits: bool,
+}
+
+/// How a trial ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastTrial {
+    /// What the policy was called.
+    pub policy: String,
+    /// When it was applied.
+    pub since: u64,
+    /// When it ended.
+    pub at: u64,
+    /// Whether the policy stayed.
+    pub confirmed: bool,
+    /// What ended it, such as `it was not confirmed in time`.
+    pub reason: String,
 }
 
 /// The policy that is enforced.

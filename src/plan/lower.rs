@@ -31,7 +31,7 @@ const GROWING_SET_LIMIT: usize = 16_384;
 const CHAIN_NAME_LIMIT: usize = 200;
 
 /// `NF_IP_PRI_FILTER`, linux/netfilter_ipv4.h.
-const FILTER_PRIORITY: i32 = 0;
+pub(super) const FILTER_PRIORITY: i32 = 0;
 
 /// Message types of ICMP (RFC 792) and ICMPv6 (RFC 4443, 4861, 2710, 3810) that portward names.
 mod icmp {
@@ -48,11 +48,11 @@ mod icmp {
 }
 
 /// Ports of DHCP (RFC 2131) and DHCPv6 (RFC 8415).
-mod dhcp {
-    pub(super) const SERVER: u16 = 67;
-    pub(super) const CLIENT: u16 = 68;
-    pub(super) const V6_CLIENT: u16 = 546;
-    pub(super) const V6_SERVER: u16 = 547;
+pub(super) mod dhcp {
+    pub(in crate::plan) const SERVER: u16 = 67;
+    pub(in crate::plan) const CLIENT: u16 = 68;
+    pub(in crate::plan) const V6_CLIENT: u16 = 546;
+    pub(in crate::plan) const V6_SERVER: u16 = 547;
 }
 
 impl Plan<'_> {
@@ -409,11 +409,11 @@ fn policy(enforce: bool) -> ChainPolicy {
     if enforce { ChainPolicy::Drop } else { ChainPolicy::Accept }
 }
 
-fn accept(statements: impl IntoIterator<Item = Statement>) -> Rule {
+pub(super) fn accept(statements: impl IntoIterator<Item = Statement>) -> Rule {
     Rule::new(statements.into_iter().chain([Statement::Verdict(Verdict::Accept)]))
 }
 
-fn goto(chain: &Name) -> Rule {
+pub(super) fn goto(chain: &Name) -> Rule {
     Rule::new([Statement::Verdict(Verdict::Goto(chain.clone()))])
 }
 
@@ -422,7 +422,7 @@ fn port_rules(maps: &[(Protocol, Name)], key: PortKey) -> Vec<Rule> {
 }
 
 /// Neighbour and router discovery, without which IPv6 does not work at all.
-fn neighbour_rules() -> Vec<Rule> {
+pub(super) fn neighbour_rules() -> Vec<Rule> {
     let mut rules: Vec<_> =
         icmp::V6_DISCOVERY.into_iter().map(|kind| accept([Statement::IcmpType(IcmpKind::Icmpv6, kind)])).collect();
     rules.extend(
@@ -433,7 +433,7 @@ fn neighbour_rules() -> Vec<Rule> {
     rules
 }
 
-fn path_mtu_rules() -> Vec<Rule> {
+pub(super) fn path_mtu_rules() -> Vec<Rule> {
     vec![
         accept([
             Statement::IcmpType(IcmpKind::Icmp, icmp::DESTINATION_UNREACHABLE),
@@ -445,7 +445,7 @@ fn path_mtu_rules() -> Vec<Rule> {
 
 /// A DHCP exchange is none that the kernel knows: requests and replies go to addresses that do not answer. Source and
 /// destination ports, of IPv4 and of IPv6.
-fn dhcp_rules([ipv4, ipv6]: [(u16, u16); 2]) -> Vec<Rule> {
+pub(super) fn dhcp_rules([ipv4, ipv6]: [(u16, u16); 2]) -> Vec<Rule> {
     let udp = |(source, destination)| {
         [Statement::Protocol(Protocol::Udp), Statement::SourcePort(source), Statement::DestinationPort(destination)]
     };

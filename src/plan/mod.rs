@@ -10,6 +10,7 @@
 mod allowance;
 mod dynamic;
 mod explain;
+mod fail_safe;
 mod find_host;
 mod flows;
 mod lower;
@@ -22,6 +23,7 @@ mod tests;
 pub use allowance::{Allowance, Closed, ClosedDynamic, Direction, Exposed, Permission, Reason, RowRef};
 pub use dynamic::{LocalScope, OpenPort, OpenPorts};
 pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
+pub use fail_safe::fail_safe;
 pub use find_host::{Candidate, HostError, find_host};
 pub use flows::{DynamicPorts, FlowJudge, FlowKind, FlowStart, Judgement, Pass, Way};
 pub use open::{Part, open, opened};

@@ -26,6 +26,8 @@ pub struct Policy {
     pub deny: Deny,
     /// What happens to established flows that a new policy denies.
     pub on_tighten: OnTighten,
+    /// What the fail-safe does, should no policy be usable one day.
+    pub fail: Fail,
     /// How denied packets are logged.
     pub logging: Logging,
     /// The version of JSA.
@@ -133,6 +135,26 @@ pub enum OnTighten {
     Keep,
     /// They are ended.
     Cut,
+}
+
+/// What happens to everything but Secure Shell when the machine boots and neither the policy file nor the last good
+/// policy can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fail {
+    /// It is refused.
+    Closed,
+    /// It passes.
+    Open,
+}
+
+impl Fail {
+    /// The name as the policy writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+        }
+    }
 }
 
 /// How denied packets are logged.

@@ -2,7 +2,8 @@
 
 use super::parties::{self, Vocabulary};
 use super::{
-    Allow, Deny, EgressMode, Host, Loaded, Logging, Members, Mode, OnTighten, Policy, RowAdjustment, dynamic, members,
+    Allow, Deny, EgressMode, Fail, Host, Loaded, Logging, Members, Mode, OnTighten, Policy, RowAdjustment, dynamic,
+    members,
 };
 use crate::policy::catalogue::CONSOLE;
 use crate::policy::diagnostic::{Mistake, Report, listed, quoted};
@@ -18,12 +19,13 @@ use toml::de::DeTable;
 /// The one format of the file so far.
 const FORMAT: u32 = 1;
 
-const DOCUMENT_KEYS: [&str; 14] = [
+const DOCUMENT_KEYS: [&str; 15] = [
     "format",
     "mode",
     "egress",
     "deny",
     "on-tighten",
+    "fail",
     "version",
     "features",
     "allow-lockout",
@@ -87,6 +89,9 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
         on_tighten: root
             .choice(report, "on-tighten", &[("keep", OnTighten::Keep), ("cut", OnTighten::Cut)])
             .unwrap_or_default(),
+        fail: root
+            .choice(report, "fail", &[("closed", Fail::Closed), ("open", Fail::Open)])
+            .unwrap_or(Fail::Closed),
         logging: read_logging(report, &root),
         features,
         allow_lockout: root.boolean(report, "allow-lockout", false),

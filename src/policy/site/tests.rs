@@ -72,7 +72,7 @@ deny = "reject"
 version = "7.5.0"
 features = ["nfs", "fips"]
 allow-lockout = true
-
+fail = "open"
 [log]
 to = "nflog"
 group = 7
@@ -146,6 +146,7 @@ fn every_key_is_read() {
     assert_eq!(policy.version.as_str(), "7.5.0");
     assert_eq!(policy.features.iter().collect::<Vec<_>>(), ["fips", "nfs"]);
     assert!(policy.allow_lockout);
+    assert_eq!(policy.fail, Fail::Open);
 
     assert_eq!(policy.groups.keys().collect::<Vec<_>>(), ["admin", "flow-source", "log-source"]);
     let sources: Vec<_> = policy.groups["flow-source"].ipv4.iter().map(|m| (m.network.to_string(), m.line)).collect();
@@ -178,6 +179,7 @@ fn every_key_is_read() {
 fn what_the_file_leaves_out_has_a_default() {
     let policy = policy(CONSOLE).policy;
     assert_eq!((policy.mode, policy.egress, policy.deny), (Mode::Enforce, EgressMode::Off, Deny::Drop));
+    assert_eq!(policy.fail, Fail::Closed);
     assert_eq!(policy.logging, Logging { target: Some(LogTarget::Kernel), per_second: 10, burst: 20 });
     assert_eq!(policy.version.as_str(), "7.5.0-up7");
     assert!(!policy.allow_lockout && policy.features.is_empty() && policy.groups.is_empty() && policy.rows.is_empty());
@@ -354,6 +356,7 @@ fn the_document_itself() {
     assert_eq!(mode("mode = 'Enforce'"), ["2:8: unknown mode `Enforce` | did you mean `enforce`?"]);
     assert_eq!(mode("egress = 'on'"), ["2:10: unknown egress `on`"]);
     assert_eq!(mode("deny = 'rejct'"), ["2:8: unknown deny `rejct` | did you mean `reject`?"]);
+    assert_eq!(mode("fail = 'close'"), ["2:8: unknown fail `close` | did you mean `closed`?"]);
     assert_eq!(mode("allow-lockout = 1"), ["2:17: this is an integer"]);
     assert_eq!(mode("version = 7"), ["2:11: this is an integer"]);
     assert_eq!(mode("version = '7.6.0'"), ["2:11: unknown version `7.6.0` | did you mean `7.3.0`?"]);

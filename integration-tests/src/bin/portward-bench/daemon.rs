@@ -114,7 +114,7 @@ impl Daemon {
         let output = fs::File::create(&log)?;
         let mut command = Command::new(binary);
         command.args(["run", "--host", host, "--policy"]).arg(policy).arg("--control-socket");
-        command.arg(folder.join("control.sock")).args(options);
+        command.arg(folder.join("control.sock")).arg("--state-dir").arg(folder.join("state")).args(options);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = namespace.run(|| command.spawn().context("cannot start portward"))?;
         Ok(Self { child, namespace, policy: policy.to_owned(), log })
