@@ -5,6 +5,9 @@ SHELL := /bin/sh
 # Where rustup puts cargo; a shell that was open before the installation does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
+# Packages have the BPF programs, which need clang; plain `cargo build` does without.
+FEATURES := --features portward/bpf
+
 # The programs that cargo builds for the tests and the benchmark.
 RELEASE := target/release
 
@@ -13,7 +16,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build-dependencies
-build-dependencies: ## install the C compiler and libraries that the build needs, where they are missing (root)
+build-dependencies: ## install the compilers and libraries that the build needs, where they are missing (root)
 	@scripts/dependencies.sh build
 
 .PHONY: test-dependencies
@@ -26,7 +29,7 @@ root:
 
 .PHONY: build
 build: build-dependencies ## build the release binary, target/release/portward
-	cargo build --release
+	cargo build --release $(FEATURES)
 
 .PHONY: run
 run: root build ## run the daemon with the embedded policy in a network namespace of its own (root)
@@ -34,14 +37,15 @@ run: root build ## run the daemon with the embedded policy in a network namespac
 
 .PHONY: test
 test: root test-dependencies ## run all tests (root)
-	cargo build --workspace
-	scripts/test.sh
+	cargo build --workspace $(FEATURES)
+	scripts/test.sh $(FEATURES)
 
 .PHONY: lint
 lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny where it is installed
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace
+	cargo clippy --workspace --all-targets $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace $(FEATURES)
 	@if cargo deny --version >/dev/null 2>&1; then \
 		echo "cargo deny check bans licenses sources"; cargo deny check bans licenses sources; \
 	else \
@@ -50,5 +54,5 @@ lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny wh
 
 .PHONY: bench
 bench: root test-dependencies ## measure loading, changing and packets beside nft -f and the netlink floor (root)
-	cargo build --release --workspace
+	cargo build --release --workspace $(FEATURES)
 	$(RELEASE)/portward-bench

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what portward needs and the machine does not have. Changes nothing, and needs no root, when all is there.
 #
-#   scripts/dependencies.sh build    the C compiler that Rust links with, pkg-config, libmnl and libnftnl
+#   scripts/dependencies.sh build    the C compiler that Rust links with, clang for BPF, pkg-config, libmnl and libnftnl
 #   scripts/dependencies.sh test     the programs that the tests run besides
 set -eu
 
@@ -14,6 +14,7 @@ has_libraries() { has pkg-config && pkg-config --atleast-version=1.2.2 libnftnl 
 missing() {
     what=$1 manager=$2
     has cc || echo gcc
+    has clang || echo clang
     if [ "$manager" = apt-get ]; then
         has cc || echo libc6-dev
         has pkg-config || echo pkg-config

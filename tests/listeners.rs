@@ -5,7 +5,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::sockopt::{BindToDevice, Ipv6V6Only, RcvBuf, ReusePort};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6};
 use nix::sys::socket::{bind, listen, setsockopt, socket};
-use portward::listeners::{Closing, Closings, Listener, SockDiag};
+use portward::listeners::{Closing, Closings, Listener, Owners, SockDiag, Visibility};
 use portward::plan::LocalScope;
 use portward::ruleset::Protocol;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -223,4 +223,204 @@ fn lost_news_are_told() {
             all.iter().any(|closing| matches!(closing, Closing::Socket { port: 7676, .. }))
         });
     });
+}
+
+/// Runs the test of this name once more, in a process of its own under these commands and without the capability to
+/// look at others. Nor is it in the group 0, which hidepid spares by default.
+fn again_without_ptrace(test: &str, before: &str) {
+    let own = std::env::current_exe().unwrap();
+    let script = format!(
+        "{before} setpriv --bounding-set=-sys_ptrace --regid=65534 --clear-groups \"$0\" --exact {test}; exit $?"
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", "sh", "-c", &script])
+        .arg(own)
+        .env("PORTWARD_TEST_WITHOUT_PTRACE", "1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}
+
+fn is_without_ptrace() -> bool {
+    std::env::var_os("PORTWARD_TEST_WITHOUT_PTRACE").is_some()
+}
+
+#[test]
+fn descriptors_that_may_not_be_looked_at_are_told() {
+    if !is_without_ptrace() {
+        let test = "descriptors_that_may_not_be_looked_at_are_told";
+        return again_without_ptrace(test, "mount -t proc proc /proc &&");
+    }
+    let scan = Owners::new().scan(&[7].into());
+    // The shell that started this process has more capabilities than it.
+    assert!(matches!(scan.visibility, Visibility::Refused { processes: 1.. }), "{scan:?}");
+}
+
+#[test]
+fn hidden_processes_are_told() {
+    if !is_without_ptrace() {
+        return again_without_ptrace("hidden_processes_are_told", "mount -t proc -o hidepid=2 proc /proc &&");
+    }
+    let scan = Owners::new().scan(&[7].into());
+    assert_eq!((scan.visibility, scan.holders.len()), (Visibility::Hidden, 0));
+}
+
+#[cfg(feature = "bpf")]
+mod events {
+    use super::*;
+    use portward::listeners::{Event, EventSocket, Events};
+    use portward::ruleset::PortRange;
+
+    const ALL: [(Protocol, PortRange); 2] = [
+        (Protocol::Tcp, PortRange { first: 1, last: u16::MAX }),
+        (Protocol::Udp, PortRange { first: 1, last: u16::MAX }),
+    ];
+
+    fn watching(ports: &[(Protocol, PortRange)]) -> Events {
+        let mut events = Events::open().unwrap_or_else(|unavailable| panic!("{unavailable}"));
+        events.set_ports(ports).unwrap();
+        events
+    }
+
+    /// The next events, as soon as there are so many.
+    fn next<const N: usize>(events: &mut Events) -> [Event; N] {
+        let start = Instant::now();
+        let mut all = Vec::new();
+        while all.len() < N {
+            assert!(start.elapsed() < PATIENCE, "only {all:?}");
+            all.extend(events.read().unwrap());
+        }
+        all.try_into().unwrap_or_else(|all| panic!("{N} events, not {all:?}"))
+    }
+
+    fn opened(events: &mut Events) -> EventSocket {
+        match next(events) {
+            [Event::Opened(socket)] => socket,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn opened_sockets_are_told_with_process_and_found() {
+        in_namespace(|| {
+            let mut diag = SockDiag::open().unwrap();
+            let mut events = watching(&ALL);
+            let localhost: IpAddr = Ipv4Addr::LOCALHOST.into();
+            let cases: [(IpAddr, LocalScope); 6] = [
+                (Ipv4Addr::UNSPECIFIED.into(), LocalScope::Ipv4),
+                (localhost, LocalScope::Address(localhost)),
+                (Ipv6Addr::UNSPECIFIED.into(), LocalScope::Any),
+                (Ipv6Addr::LOCALHOST.into(), LocalScope::Address(Ipv6Addr::LOCALHOST.into())),
+                (Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(), LocalScope::Address(localhost)),
+                (Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(), LocalScope::Ipv4),
+            ];
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for (address, scope) in cases {
+                    let socket = open(protocol, (address, 7676).into(), |_| ());
+                    let told = opened(&mut events);
+                    assert_eq!((told.protocol, told.port, told.scope), (protocol, 7676, Some(scope)), "{address}");
+                    assert_eq!(told.pid, Some(std::process::id()));
+                    let found = diag.find(protocol, scope, 7676, None).unwrap().unwrap();
+                    assert_eq!(found.cookie, told.cookie);
+                    drop(socket);
+                    let [closed] = next(&mut events);
+                    assert_eq!(closed, Event::Closed(EventSocket { scope: None, ..told }));
+                    settled(&mut diag, 0);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_listener_without_a_bind_is_told() {
+        in_namespace(|| {
+            let mut diag = SockDiag::open().unwrap();
+            let mut events = watching(&ALL);
+            let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            listen(&socket, Backlog::new(1).unwrap()).unwrap();
+            let told = opened(&mut events);
+            let listener = only(&mut diag);
+            assert_eq!((told.cookie, told.port), (listener.cookie, listener.port));
+            drop(socket);
+            assert!(matches!(next(&mut events), [Event::Closed(closed)] if closed.cookie == listener.cookie));
+        });
+    }
+
+    #[test]
+    fn connections_and_other_ports_and_namespaces_are_not_told() {
+        in_namespace(|| {
+            let port = |protocol, first, last| (protocol, PortRange { first, last });
+            let mut events = watching(&[port(Protocol::Tcp, 7000, 7999), port(Protocol::Udp, 514, 514)]);
+            let _others = [
+                open(Protocol::Tcp, localhost(6999), |_| ()),
+                open(Protocol::Tcp, localhost(8000), |_| ()),
+                open(Protocol::Tcp, localhost(514), |_| ()),
+                open(Protocol::Udp, localhost(7676), |_| ()),
+            ];
+            std::thread::spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                drop(open(Protocol::Tcp, (Ipv4Addr::UNSPECIFIED, 7676).into(), |_| ()));
+                drop(open(Protocol::Udp, (Ipv6Addr::UNSPECIFIED, 514).into(), |_| ()));
+            })
+            .join()
+            .unwrap();
+            let listener = TcpListener::bind(localhost(7676)).unwrap();
+            let told = opened(&mut events);
+            assert_eq!(told.port, 7676);
+            for _ in 0..20 {
+                let client = TcpStream::connect(localhost(7676)).unwrap();
+                drop((client, listener.accept().unwrap()));
+            }
+            // Bound on a port of interest, but it does not listen.
+            let bound = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            bind(bound.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 7677)).unwrap();
+            drop(bound);
+            drop(listener);
+            let [closed] = next(&mut events);
+            assert_eq!(closed, Event::Closed(EventSocket { scope: None, ..told }));
+
+            events.set_ports(&[port(Protocol::Tcp, 8000, 8000)]).unwrap();
+            drop(open(Protocol::Tcp, localhost(7676), |_| ()));
+            assert_eq!(events.read().unwrap(), []);
+        });
+    }
+
+    #[test]
+    fn a_full_buffer_tells_that_events_are_lost() {
+        in_namespace(|| {
+            let mut events = watching(&ALL);
+            for _ in 0..10_000 {
+                drop(TcpListener::bind(localhost(0)).unwrap());
+            }
+            let told = events.read().unwrap();
+            let Some(Event::Lost { count }) = told.last() else { panic!("nothing is lost of {}", told.len()) };
+            // Another test's child may have kept the last ones open for a moment.
+            assert!((19_000..=20_000).contains(&(told.len() as u64 - 1 + count)), "{} and {count}", told.len());
+            let _listener = TcpListener::bind(localhost(7676)).unwrap();
+            let start = Instant::now();
+            let is_it = |event: &Event| matches!(event, Event::Opened(socket) if socket.port == 7676);
+            while !events.read().unwrap().iter().any(is_it) {
+                assert!(start.elapsed() < PATIENCE);
+            }
+        });
+    }
+
+    /// Where no cgroup2 is mounted, as on RHEL 8.
+    #[test]
+    fn cgroup2_is_mounted_for_a_moment_where_it_is_not() {
+        in_namespace(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let script = "mount --make-rprivate / && umount -a -t cgroup2 && mount -t tmpfs tmpfs /tmp";
+            assert!(Command::new("sh").args(["-c", script]).status().unwrap().success());
+            let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            let before = mounts();
+            assert!(!before.contains("cgroup2"));
+            let mut events = watching(&ALL);
+            assert_eq!(mounts(), before);
+            let listener = TcpListener::bind(localhost(7676)).unwrap();
+            assert_eq!(opened(&mut events).port, 7676);
+            drop(listener);
+        });
+    }
 }

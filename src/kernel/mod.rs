@@ -13,6 +13,8 @@ pub(crate) mod testing;
 
 pub use error::Error;
 pub use fake::FakeKernel;
+#[cfg(feature = "bpf")]
+pub(crate) use netlink::namespace_cookie;
 pub use netlink::{Monitor, Netlink, Notification};
 pub(crate) use netlink::{uapi, wire};
 

@@ -2,11 +2,19 @@
 
 mod closings;
 mod error;
+mod events;
 mod inet_diag;
+mod owners;
+mod process;
+mod procfs;
 mod sock_diag;
+mod users;
 
 pub use closings::{Closing, Closings};
 pub use error::Error;
+pub use events::{Event, EventSocket, Events, Unavailable};
+pub use owners::{Holders, Owners, Scan, Visibility};
+pub use process::{Identity, Mismatch, Process, ProcessError, Program};
 pub use sock_diag::SockDiag;
 
 use crate::plan::LocalScope;

@@ -9,6 +9,8 @@ pub(crate) mod uapi;
 pub(crate) mod wire;
 
 pub use monitor::{Monitor, Notification};
+#[cfg(feature = "bpf")]
+pub(crate) use native::namespace_cookie;
 
 use super::{Error, Kernel, Snapshot, next_generation};
 use crate::ruleset::TABLE;
