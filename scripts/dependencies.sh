@@ -5,6 +5,9 @@
 #   scripts/dependencies.sh test     the programs that the tests run besides
 set -eu
 
+# Where the services are that the tests run.
+export PATH="$PATH:/usr/sbin:/sbin"
+
 has() { command -v "$1" >/dev/null 2>&1; }
 
 # RHEL 8, the oldest supported system, has libnftnl 1.2.2; Cargo.toml asks for the bindings of that version.
@@ -25,11 +28,33 @@ missing() {
     fi
     [ "$what" = test ] || return 0
     has nft || echo nftables
+    has rpcbind || echo rpcbind
     if [ "$manager" = apt-get ]; then
         has ip || echo iproute2
+        has_java || echo default-jdk-headless
+        has rpc.mountd || echo nfs-kernel-server
+        has rpc.rquotad || echo quota
     else
         has ip || echo iproute
+        has_java || echo java-17-openjdk-devel
+        has rpc.mountd || echo nfs-utils
+        has rpc.rquotad || echo quota-rpc
     fi
+}
+
+has_java() { has java && has javac && has keytool; }
+
+# The units that packages of the given names enable. The tests start the services themselves, in namespaces of their own;
+# the machine is not to offer them.
+units() {
+    for package; do
+        case $package in
+        rpcbind) echo rpcbind.service rpcbind.socket ;;
+        nfs-kernel-server | nfs-utils) echo nfs-server.service nfs-blkmap.service ;;
+        quota) echo quota.service quotarpc.service ;;
+        quota-rpc) echo rpc-rquotad.service ;;
+        esac
+    done
 }
 
 case ${1-} in
@@ -72,6 +97,15 @@ echo "Installing: $packages"
 # shellcheck disable=SC2086
 if [ "$manager" = apt-get ]; then
     export DEBIAN_FRONTEND=noninteractive
+    # Debian starts services when they are installed, unless this program says no
+    # (https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt).
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 1' HUP INT TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
     apt-get -qq update </dev/null
     apt-get -qq install --yes --no-install-recommends $packages </dev/null >/dev/null
 else
@@ -80,6 +114,12 @@ else
         grep -E '^(crb|powertools|codeready-builder-for-rhel-[0-9]+-[a-z0-9_]+-rpms)$' | paste -sd, -) || true
     dnf -q -y ${repositories:+--enablerepo="$repositories"} install $packages </dev/null
 fi
+
+# shellcheck disable=SC2086
+for unit in $(units $packages); do
+    # Not every release has every unit.
+    ! has systemctl || systemctl --quiet disable "$unit" 2>/dev/null || true
+done
 
 packages=$(missing "$1" "$manager" | tr '\n' ' ')
 if [ -n "$packages" ]; then

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod control;
+pub mod flows;
 pub mod identity;
 pub mod load;
 pub mod logging;

@@ -2,8 +2,10 @@
 //!
 //! [`Kernel`] is what the daemon and the command line use. [`Netlink`] is the real one, over libmnl and libnftnl;
 //! [`FakeKernel`] keeps a table in memory under the same rules, for tests that need no root. [`Monitor`] tells of
-//! changes that others make. All `unsafe` code of the crate is in `netlink/native.rs`.
+//! changes that others make, [`Conntrack`] of the flows that pass; [`Sockets`] ends
+//! TCP connections of this host. All `unsafe` code of the crate is in `netlink/native.rs`.
 
+pub mod conntrack;
 mod error;
 mod expression;
 mod fake;
@@ -15,7 +17,7 @@ pub use error::Error;
 pub use fake::FakeKernel;
 #[cfg(feature = "bpf")]
 pub(crate) use netlink::namespace_cookie;
-pub use netlink::{Monitor, Netlink, Notification};
+pub use netlink::{Conntrack, Destroyed, Monitor, Netlink, Notification, Sockets};
 pub(crate) use netlink::{uapi, wire};
 
 use crate::ruleset::Ruleset;

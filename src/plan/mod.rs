@@ -10,6 +10,7 @@ mod allowance;
 mod dynamic;
 mod explain;
 mod find_host;
+mod flows;
 mod lower;
 mod peers;
 mod ports;
@@ -20,6 +21,7 @@ pub use allowance::{Allowance, Closed, Declared, Direction, Reason, RowRef};
 pub use dynamic::{LocalScope, OpenPort, OpenPorts};
 pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
 pub use find_host::{Candidate, HostError, find_host};
+pub use flows::{DynamicPorts, FlowJudge, FlowKind, FlowStart, Judgement, Pass, Way};
 pub use peers::{Peers, Tunnel, short_network};
 
 use crate::policy::{Catalogue, Host, Policy, Ports};

@@ -10,6 +10,7 @@ use super::uapi::{NFPROTO_INET, expression as attribute};
 use super::wire::nf_tables;
 use crate::kernel::expression::{ConnectionKey, Expression, MetaKey, PayloadBase};
 use crate::ruleset::{LogTarget, TABLE};
+pub(super) use mnl::Bus;
 use mnl::Socket as MnlSocket;
 use nftnl::nftnl_sys as sys;
 use nix::errno::Errno;
@@ -33,7 +34,7 @@ pub(super) enum NetlinkOption {
     CapAck = 10,
 }
 
-/// A socket of libmnl on the netfilter bus.
+/// A socket of libmnl.
 pub(super) struct Socket(MnlSocket);
 
 // SAFETY: `struct mnl_socket` is a file descriptor and an address in memory of its own (libmnl, src/socket.c); libmnl
@@ -42,8 +43,8 @@ unsafe impl Send for Socket {}
 
 impl Socket {
     /// Opens and binds a socket with a port number of the kernel's choice.
-    pub(super) fn open() -> Result<Self, Errno> {
-        MnlSocket::new(mnl::Bus::Netfilter).map(Self).map_err(|error| errno(&error))
+    pub(super) fn open(bus: Bus) -> Result<Self, Errno> {
+        MnlSocket::new(bus).map(Self).map_err(|error| errno(&error))
     }
 
     /// Sends all bytes by one system call.

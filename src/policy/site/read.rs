@@ -1,7 +1,9 @@
 //! Reading a site's policy.
 
 use super::parties::{self, Vocabulary};
-use super::{Allow, Deny, EgressMode, Host, Loaded, Logging, Members, Mode, Policy, RowAdjustment, dynamic, members};
+use super::{
+    Allow, Deny, EgressMode, Host, Loaded, Logging, Members, Mode, OnTighten, Policy, RowAdjustment, dynamic, members,
+};
 use crate::policy::catalogue::CONSOLE;
 use crate::policy::diagnostic::{Mistake, Report, listed, quoted};
 use crate::policy::document::{self, Table, Text, report_twice};
@@ -16,11 +18,12 @@ use toml::de::DeTable;
 /// The one format of the file so far.
 const FORMAT: u32 = 1;
 
-const DOCUMENT_KEYS: [&str; 13] = [
+const DOCUMENT_KEYS: [&str; 14] = [
     "format",
     "mode",
     "egress",
     "deny",
+    "on-tighten",
     "version",
     "features",
     "allow-lockout",
@@ -81,6 +84,9 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
             )
             .unwrap_or(EgressMode::Off),
         deny: root.choice(report, "deny", &[("drop", Deny::Drop), ("reject", Deny::Reject)]).unwrap_or(Deny::Drop),
+        on_tighten: root
+            .choice(report, "on-tighten", &[("keep", OnTighten::Keep), ("cut", OnTighten::Cut)])
+            .unwrap_or_default(),
         logging: read_logging(report, &root),
         features,
         allow_lockout: root.boolean(report, "allow-lockout", false),

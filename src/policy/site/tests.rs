@@ -184,6 +184,16 @@ fn what_the_file_leaves_out_has_a_default() {
 }
 
 #[test]
+fn established_flows_are_kept_unless_the_file_says_otherwise() {
+    let on_tighten = |line: &str| policy(&CONSOLE.replacen('\n', &format!("\n{line}\n"), 1)).policy.on_tighten;
+    assert_eq!(on_tighten(""), OnTighten::Keep);
+    assert_eq!(on_tighten("on-tighten = \"keep\""), OnTighten::Keep);
+    assert_eq!(on_tighten("on-tighten = \"cut\""), OnTighten::Cut);
+    let wrong = told(&CONSOLE.replacen('\n', "\non-tighten = \"kept\"\n", 1));
+    assert_eq!(wrong, ["2:14: unknown on-tighten `kept` | did you mean `keep`?"]);
+}
+
+#[test]
 fn the_policies_that_come_with_portward_are_without_fault() {
     let examples = [
         ("default", crate::policy::DEFAULT_POLICY),

@@ -7,7 +7,7 @@ use super::super::text::{harmless, shown, shown_bytes};
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// The type of the portmapper's own entry.
@@ -131,10 +131,13 @@ fn read_properties(list: &str) -> BTreeMap<String, String> {
 }
 
 /// The ports that a broker claims: those of its table, and the one within the stub of its JMX connector. The portmapper's
-/// own, by which it was asked, is not among them.
+/// own, by which it was asked, is not among them, even when other services share it (port unification).
 pub fn claims(table: &PortTable) -> Claims {
+    let is_portmapper = |service: &&Service| service.kind == PORTMAPPER;
+    let own: BTreeSet<u16> = table.services.iter().filter(is_portmapper).map(|service| service.port).collect();
+    let shares = |service: &Service| service.port != 0 && own.contains(&service.port);
     let mut claims = Claims::default();
-    for service in table.services.iter().filter(|service| service.kind != PORTMAPPER) {
+    for service in table.services.iter().filter(|service| !is_portmapper(service) && !shares(service)) {
         let what = shown(&service.name);
         match service.properties.get(URL).filter(|_| service.port == 0) {
             None => claims.add_tcp(service.port, what),
@@ -228,6 +231,14 @@ cluster tcp CLUSTER 37079 [hostname=10.9.9.1,hostaddr=10.9.9.1]
         let table = parse(b"101 imqbroker 301\nportmapper tcp PORTMAPPER 7676\n.\n").unwrap();
         assert!(table.complete);
         assert_eq!(claims(&table), Claims::default());
+    }
+
+    #[test]
+    fn a_port_shared_with_the_portmapper_is_not_claimed() {
+        let table = parse(b"101 b 1\njms tcp NORMAL 7676\nportmapper tcp PORTMAPPER 7676\nadmin tcp ADMIN 7677\n.\n");
+        let found = claims(&table.unwrap());
+        let admin = Claim { protocol: Protocol::Tcp, port: 7677, what: "admin".to_owned() };
+        assert_eq!(found, Claims { claims: vec![admin], refused: Vec::new() });
     }
 
     #[test]
