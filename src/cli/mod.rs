@@ -11,6 +11,7 @@ mod completions;
 mod diff;
 mod down;
 mod explain;
+mod init;
 mod input;
 mod man;
 mod output;
@@ -44,6 +45,7 @@ outsiders are. portward finds the host that it runs on in it, works out which po
 Begin with `portward run --sandbox`, which is safe anywhere, or `portward check` and `portward show`.",
     after_long_help = "Examples:
   portward run --sandbox                              try it, in a network namespace of its own
+  portward init                                       write a first policy from what this machine shows
   portward check                                      is /etc/portward/policy.toml all right?
   portward show                                       who may reach what on this host?
   portward explain --from 192.0.2.7 --port 514/udp    may this address send syslog here, and why?
@@ -95,6 +97,7 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Init),
     Check(check::Check),
     Show(show::Show),
     Explain(explain::Explain),
@@ -155,6 +158,7 @@ pub fn main() -> ExitCode {
         }
     };
     let answer = match &cli.command {
+        Command::Init(command) => command.run(&cli.options),
         Command::Check(command) => command.run(&cli.options),
         Command::Show(command) => command.run(&cli.options),
         Command::Explain(command) => command.run(&cli.options),

@@ -17,7 +17,6 @@ use crate::ruleset::{PortRange, Protocol};
 use ipnet::IpNet;
 use roles::{Evidence, Seen};
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 
 /// So many ports or addresses are named in a comment.
