@@ -9,6 +9,7 @@ mod apply;
 mod check;
 mod completions;
 mod diff;
+mod doctor;
 mod down;
 mod explain;
 mod init;
@@ -52,6 +53,7 @@ Begin with `portward run --sandbox`, which is safe anywhere, or `portward check`
   portward diff                                       what would change in the kernel?
   systemctl start portward                            enforce it, and follow the file
   portward status                                     is it enforced?
+  portward doctor                                     what could keep it from being enforced?
 
 Exit codes:
   0  all is well
@@ -106,6 +108,7 @@ enum Command {
     Down(down::Down),
     Run(run::Run),
     Status(status::Status),
+    Doctor(doctor::Doctor),
     Reload(reload::Reload),
     Completions(completions::Completions),
     Man(man::Man),
@@ -167,6 +170,7 @@ pub fn main() -> ExitCode {
         Command::Down(command) => command.run(),
         Command::Run(command) => command.run(&cli.options),
         Command::Status(command) => command.run(),
+        Command::Doctor(command) => command.run(&cli.options),
         Command::Reload(command) => command.run(),
         Command::Completions(command) => Ok(command.run(Cli::command())),
         Command::Man(command) => command.run(Cli::command()),

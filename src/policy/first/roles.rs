@@ -65,11 +65,13 @@ fn is_in(row: &Row, (port, protocol): (u16, Protocol)) -> bool {
 }
 
 fn features(row: &Row) -> Vec<&str> {
-    let name = |condition| match condition {
-        &Condition::Feature(ref feature) => Some(feature.as_str()),
-        _ => None,
-    };
-    row.when.iter().filter_map(name).collect()
+    let mut features = Vec::new();
+    for condition in &row.when {
+        if let Condition::Feature(feature) = condition {
+            features.push(feature.as_str());
+        }
+    }
+    features
 }
 
 /// The roles by which a host listens to the row. None when every appliance may, or when it depends on what is not known
