@@ -128,6 +128,29 @@ fn what_a_machine_shows_becomes_a_policy_that_loads_there() {
 }
 
 #[test]
+fn the_vendor_s_file_tells_of_the_other_host_of_the_pair() {
+    let site = Site::new();
+    // A folder of its own over /opt, which only this mount namespace sees.
+    let printed = |ha_conf: &str| {
+        let script = format!(
+            "mount -t tmpfs none /opt && mkdir -p /opt/qradar/ha && printf '{ha_conf}' > /opt/qradar/ha/ha.conf && \
+             exec {} init --output - --host jsa",
+            env!("CARGO_BIN_EXE_portward")
+        );
+        let shell = ["unshare", "--mount", "sh", "-c", &script];
+        Command::new("ip").args(["netns", "exec", &site.names[APPLIANCE]]).args(shell).output().unwrap()
+    };
+    let text = stdout(&printed("PRIMARY_IP=203.0.113.10\\nSECONDARY_IP=203.0.113.11\\n"));
+    assert!(text.contains("ha-peer = \"jsa-secondary\""), "{text}");
+    assert!(text.contains("name = \"jsa-secondary\"\naddresses = [\"203.0.113.11\"]\n"), "{text}");
+
+    let output = printed("PRIMARY_IP=here\\n");
+    let (text, said) = (stdout(&output), String::from_utf8_lossy(&output.stderr));
+    assert!(!text.contains("ha-peer = ") && text.contains("#   the high-availability pair: "), "{text}");
+    assert!(said.contains("ha.conf: line 1: the value of PRIMARY_IP is no IP address"), "{said}");
+}
+
+#[test]
 fn an_unprivileged_user_sees_as_much() {
     let site = Site::new();
     let _listener = site.inside(APPLIANCE, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 2055)).unwrap());
