@@ -7,6 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # Packages have the BPF programs, which need clang; plain `cargo build` does without.
 FEATURES := --features portward/bpf
+ALL_FEATURES := --features portward/bpf,portward-integration-tests/bpf
 
 # The programs that cargo builds for the tests and the benchmark.
 RELEASE := target/release
@@ -37,15 +38,15 @@ run: root build ## run the daemon with the embedded policy in a network namespac
 
 .PHONY: test
 test: root test-dependencies ## run all tests (root)
-	cargo build --workspace $(FEATURES)
-	scripts/test.sh $(FEATURES)
+	cargo build --workspace $(ALL_FEATURES)
+	scripts/test.sh $(ALL_FEATURES)
 
 .PHONY: lint
 lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny where it is installed
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --workspace --all-targets $(FEATURES) -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace $(FEATURES)
+	cargo clippy --workspace --all-targets $(ALL_FEATURES) -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace $(ALL_FEATURES)
 	@if cargo deny --version >/dev/null 2>&1; then \
 		echo "cargo deny check bans licenses sources"; cargo deny check bans licenses sources; \
 	else \
@@ -54,5 +55,5 @@ lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny wh
 
 .PHONY: bench
 bench: root test-dependencies ## measure loading, changing and packets beside nft -f and the netlink floor (root)
-	cargo build --release --workspace $(FEATURES)
+	cargo build --release --workspace $(ALL_FEATURES)
 	$(RELEASE)/portward-bench

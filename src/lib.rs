@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod daemon;
+mod describe;
 pub mod doctor;
 pub mod kernel;
 pub mod listeners;
@@ -15,3 +16,5 @@ pub mod plan;
 pub mod policy;
 pub mod ruleset;
 pub mod trackers;
+
+pub use describe::describe;

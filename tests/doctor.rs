@@ -145,7 +145,12 @@ impl Report {
 #[test]
 fn a_machine_in_order_is_said_to_be() {
     let place = Place::new();
+    // The two hosts open RMI to each other, whose ports are dynamic.
+    let other = "[[host]]\nname = \"ep1\"\naddresses = [\"198.51.100.21\"]\nroles = [\"event-processor\"]\n";
+    fs::write(place.policy(), POLICY.to_owned() + other).unwrap();
     let daemon = place.start(Path::new(PROGRAM));
+    // By BPF or by polling, as the build has it.
+    wait("the daemon says how it hears of listeners", || place.doctor().all("listener-events").len() == 1);
     let report = place.doctor();
     report.expect("kernel", "ok", "every expression");
     report.expect("capabilities", "ok", "");

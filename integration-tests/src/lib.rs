@@ -16,6 +16,7 @@ pub mod portward;
 pub mod probe;
 pub mod program;
 pub mod rpc;
+pub mod service;
 
 pub use lab::{Host, HostSpec, Lab};
 pub use probe::{Kind, Outcome, Probe};

@@ -98,7 +98,7 @@ fn look() -> Result<Findings, Error> {
         // Most hosts have no peer, and the file may be there and say nothing.
         Err(LoadError::Missing { .. } | LoadError::Empty { .. }) => {}
         Err(error) => {
-            findings.unseen.push(format!("the high-availability pair: {}", crate::daemon::describe(&error)));
+            findings.unseen.push(format!("the high-availability pair: {}", crate::describe(&error)));
         }
     }
     Ok(findings)

@@ -12,8 +12,11 @@ mod diff;
 mod doctor;
 mod down;
 mod explain;
+mod flows;
+mod imq;
 mod init;
 mod input;
+mod listeners;
 mod man;
 mod output;
 mod reload;
@@ -21,8 +24,8 @@ mod run;
 mod show;
 mod status;
 
-use crate::daemon::{self, ClientError, describe, load, reconcile, sandbox};
-use crate::kernel;
+use crate::daemon::{self, ClientError, load, reconcile, sandbox};
+use crate::{describe, kernel};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use output::{Answer, Code};
 use std::io;
@@ -54,6 +57,7 @@ Begin with `portward run --sandbox`, which is safe anywhere, or `portward check`
   systemctl start portward                            enforce it, and follow the file
   portward status                                     is it enforced?
   portward doctor                                     what could keep it from being enforced?
+  portward flows --denied                             does anything go on that it denies?
 
 Exit codes:
   0  all is well
@@ -103,6 +107,7 @@ enum Command {
     Check(check::Check),
     Show(show::Show),
     Explain(explain::Explain),
+    Flows(flows::Flows),
     Diff(diff::Diff),
     Apply(apply::Apply),
     Down(down::Down),
@@ -110,6 +115,8 @@ enum Command {
     Status(status::Status),
     Doctor(doctor::Doctor),
     Reload(reload::Reload),
+    Listeners(listeners::Listeners),
+    Imq(imq::Imq),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -129,11 +136,15 @@ enum Error {
     Sandbox(#[from] sandbox::Error),
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Listeners(#[from] crate::listeners::Error),
     /// What the daemon answered.
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
     Usage(String),
+    #[error("the runtime cannot be started")]
+    Runtime(#[source] io::Error),
     #[error(
         "the log level `{level}` cannot be read; expected error, warn, info, debug, trace, or directives such as info,portward::daemon=debug"
     )]
@@ -165,6 +176,7 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(&cli.options),
         Command::Show(command) => command.run(&cli.options),
         Command::Explain(command) => command.run(&cli.options),
+        Command::Flows(command) => command.run(&cli.options),
         Command::Diff(command) => command.run(&cli.options),
         Command::Apply(command) => command.run(&cli.options),
         Command::Down(command) => command.run(),
@@ -172,6 +184,8 @@ pub fn main() -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Doctor(command) => command.run(&cli.options),
         Command::Reload(command) => command.run(),
+        Command::Listeners(command) => command.run(&cli.options),
+        Command::Imq(command) => command.run(&cli.options),
         Command::Completions(command) => Ok(command.run(Cli::command())),
         Command::Man(command) => command.run(Cli::command()),
     };

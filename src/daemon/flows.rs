@@ -16,6 +16,8 @@ use std::net::{IpAddr, SocketAddr};
 
 /// So many different pairs of peer and port are told apart; a scan of all ports must not fill the memory.
 const MOST_GROUPS: usize = 1000;
+/// For so many of the host's ports it is kept whether a socket listens there; the others are asked for each time.
+const MOST_PORTS_KNOWN: usize = 65_536;
 /// So many of them are named in a line of text.
 const GROUPS_NAMED: usize = 3;
 
@@ -28,6 +30,8 @@ const ICMPV6: (u8, u8) = (58, 128);
 pub struct DeniedFlows {
     /// How many there are.
     pub denied: u64,
+    /// How many of them the policy only observes: they are never ended.
+    pub observed: u64,
     /// How many of them were ended.
     pub cut: u64,
     /// How many of the ended ones may come back, because the kernel cannot end the host's own socket
@@ -80,10 +84,11 @@ impl Display for DeniedFlows {
 /// When the kernel cannot be asked.
 pub fn count_denied(judge: &FlowJudge<'_>) -> Result<DeniedFlows, Error> {
     let mut tally = Tally::default();
+    let mut reader = FlowReader::open(judge)?;
     Conntrack::open()?.flows(|flow| {
-        let judgement = judge.judge(&start_of(flow));
-        if judgement.pass.is_none() {
-            tally.add(flow, &judgement);
+        let seen = reader.judge(flow)?;
+        if seen.judgement.pass.is_none() {
+            tally.add(flow, &seen.judgement);
         }
         Ok(())
     })?;
@@ -96,7 +101,7 @@ pub fn count_denied(judge: &FlowJudge<'_>) -> Result<DeniedFlows, Error> {
 /// # Errors
 /// When the kernel cannot be asked. Some flows may be ended by then.
 pub fn cut_denied(judge: &FlowJudge<'_>) -> Result<DeniedFlows, Error> {
-    cut_where(judge, |_, _| true)
+    cut_where(judge, |_| true)
 }
 
 /// Ends flows to dynamic ports that have closed, unless the judge's plan still allows them by something else: with
@@ -108,44 +113,92 @@ pub fn cut_closed(judge: &FlowJudge<'_>, closed: &[OpenPort]) -> Result<DeniedFl
     if closed.is_empty() {
         return Ok(DeniedFlows::default());
     }
-    cut_where(judge, |start, judgement| {
+    cut_where(judge, |SeenFlow { start, judgement, .. }| {
         let FlowKind::Ports(protocol, _, port) = start.kind else { return false };
-        let is_port = |number| port == number || start.rewritten_from == Some(number);
-        matches!(judgement.way, Way::In | Way::Through)
+        judgement.way == Way::In
             && closed.iter().any(|closed| {
-                closed.protocol == protocol
-                    && is_port(closed.port)
+                (closed.protocol, closed.port) == (protocol, port)
                     && closed.scope.overlaps(LocalScope::Address(start.destination))
             })
     })
 }
 
-fn cut_where(
-    judge: &FlowJudge<'_>,
-    mut concerns: impl FnMut(&FlowStart, &Judgement<'_>) -> bool,
-) -> Result<DeniedFlows, Error> {
+fn cut_where(judge: &FlowJudge<'_>, concerns: impl Fn(&SeenFlow<'_>) -> bool) -> Result<DeniedFlows, Error> {
     let mut tally = Tally::default();
+    let mut reader = FlowReader::open(judge)?;
     let mut cutter = Cutter::open()?;
     Conntrack::open()?.flows(|flow| {
-        let start = start_of(flow);
-        let judgement = judge.judge(&start);
-        if judgement.pass.is_some() || !concerns(&start, &judgement) {
-            return Ok(());
-        }
-        tally.add(flow, &judgement);
-        if judgement.enforced {
-            match cutter.cut(flow, judgement.way)? {
-                Cut::Yes => tally.denied.cut += 1,
-                Cut::Revivable => {
-                    tally.denied.cut += 1;
-                    tally.denied.revivable += 1;
-                }
-                Cut::Gone => {}
+        let seen = reader.judge(flow)?;
+        if seen.judgement.pass.is_none() && concerns(&seen) {
+            tally.add(flow, &seen.judgement);
+            if seen.judgement.enforced {
+                tally.count_cut(Some(cutter.cut(flow, &seen)?));
             }
         }
         Ok(())
     })?;
     Ok(tally.finish())
+}
+
+/// Judges tracked flows.
+pub struct FlowReader<'j> {
+    judge: &'j FlowJudge<'j>,
+    sockets: Sockets,
+    /// Whether a socket listens to TCP connections to these addresses of the host.
+    listening: BTreeMap<SocketAddr, bool>,
+}
+
+/// A flow that was judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenFlow<'j> {
+    /// The flow as the plan sees it.
+    pub start: FlowStart,
+    /// Whether it began the other way round than the kernel took it.
+    pub reversed: bool,
+    /// What the plan says.
+    pub judgement: Judgement<'j>,
+}
+
+impl<'j> FlowReader<'j> {
+    /// Prepares to judge the flows of the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When there is no netlink, or no memory for the queues.
+    pub fn open(judge: &'j FlowJudge<'j>) -> Result<Self, Error> {
+        Ok(Self { judge, sockets: Sockets::open()?, listening: BTreeMap::new() })
+    }
+
+    /// Judges a flow as if it began now.
+    ///
+    /// Connection tracking begins with the first rule that asks for it, in the middle of connections that are there
+    /// already; when this host is the first to send, the kernel takes a peer's connection for the host's own. So a TCP
+    /// connection from a port on which a socket listens counts as one to that port.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked for sockets.
+    pub fn judge(&mut self, flow: &Flow) -> Result<SeenFlow<'j>, Error> {
+        let start = start_of(flow);
+        let judgement = self.judge.judge(&start);
+        if judgement.way == Way::Out
+            && let FlowKind::Ports(Protocol::Tcp, port, _) = start.kind
+            && self.is_listening(SocketAddr::new(start.source, port))?
+        {
+            let start = start.reversed();
+            return Ok(SeenFlow { start, reversed: true, judgement: self.judge.judge(&start) });
+        }
+        Ok(SeenFlow { start, reversed: false, judgement })
+    }
+
+    fn is_listening(&mut self, local: SocketAddr) -> Result<bool, Error> {
+        if let Some(known) = self.listening.get(&local) {
+            return Ok(*known);
+        }
+        let is_listening = self.sockets.is_listening(local)?;
+        if self.listening.len() < MOST_PORTS_KNOWN {
+            self.listening.insert(local, is_listening);
+        }
+        Ok(is_listening)
+    }
 }
 
 /// Ends flows, one at a time.
@@ -174,22 +227,24 @@ impl Cutter {
         Ok(Self { conntrack: Conntrack::open()?, sockets: Sockets::open()? })
     }
 
-    /// Ends a flow that began this way.
+    /// Ends a flow.
     ///
     /// To forget it is not enough when a peer opened a TCP connection to this host: the next packet that the host sends
-    /// on it would make it known again (`nf_conntrack_tcp_loose`), as one of the host's own, to which the peer's
-    /// packets are replies. So the host's socket is destroyed first, and the reset still reaches the peer.
+    /// on it, be it an acknowledgement, would make it known again (`nf_conntrack_tcp_loose`), as one of the host's own, to
+    /// which the peer's packets are replies. So the host's socket is destroyed first, and the reset still reaches the
+    /// peer.
     ///
     /// # Errors
     /// When the kernel cannot be asked, or refuses.
-    pub fn cut(&mut self, flow: &Flow, way: Way) -> Result<Cut, Error> {
+    pub fn cut(&mut self, flow: &Flow, seen: &SeenFlow<'_>) -> Result<Cut, Error> {
         let mut stays = false;
-        if way == Way::In
+        // The socket's addresses are those of the packets that the host sends.
+        let sent = if seen.reversed { flow.original } else { flow.reply };
+        if seen.judgement.way == Way::In
             && flow.protocol == Protocol::Tcp.number()
-            && let FlowKey::Ports { source, destination } = flow.reply.key
+            && let FlowKey::Ports { source, destination } = sent.key
         {
-            let local = SocketAddr::new(flow.reply.source, source);
-            let peer = SocketAddr::new(flow.reply.destination, destination);
+            let (local, peer) = (SocketAddr::new(sent.source, source), SocketAddr::new(sent.destination, destination));
             stays = self.sockets.destroy(local, peer)? == Destroyed::Unsupported;
         }
         Ok(match (self.conntrack.delete(flow)?, stays) {
@@ -243,15 +298,18 @@ pub fn way_name(way: Way) -> &'static str {
     }
 }
 
-#[derive(Default)]
-struct Tally {
+/// Counts denied flows as they are told.
+#[derive(Debug, Default)]
+pub struct Tally {
     denied: DeniedFlows,
     groups: BTreeMap<(Way, IpAddr, u8, Option<Ports>), u64>,
 }
 
 impl Tally {
-    fn add(&mut self, flow: &Flow, judgement: &Judgement<'_>) {
+    /// Counts a flow that this judgement denies.
+    pub fn add(&mut self, flow: &Flow, judgement: &Judgement<'_>) {
         self.denied.denied += 1;
+        self.denied.observed += u64::from(!judgement.enforced);
         let key = (judgement.way, judgement.peer, flow.protocol, judgement.port);
         let is_full = self.groups.len() >= MOST_GROUPS;
         match self.groups.get_mut(&key) {
@@ -261,7 +319,14 @@ impl Tally {
         }
     }
 
-    fn finish(mut self) -> DeniedFlows {
+    /// Counts what became of a flow that was to be ended; `None`: it was not.
+    pub fn count_cut(&mut self, cut: Option<Cut>) {
+        self.denied.cut += u64::from(matches!(cut, Some(Cut::Yes | Cut::Revivable)));
+        self.denied.revivable += u64::from(cut == Some(Cut::Revivable));
+    }
+
+    /// The counts.
+    pub fn finish(mut self) -> DeniedFlows {
         let groups = self.groups.into_iter().map(|((way, peer, protocol, port), flows)| DeniedGroup {
             direction: way_name(way),
             peer,

@@ -1,11 +1,11 @@
 //! Whether the policy loads, and whether the kernel holds what it says.
 
 use super::{Daemon, Finding, Place, count};
-use crate::daemon::describe;
 use crate::daemon::identity::Identity;
 use crate::daemon::load::{self, HostChoice, Site};
 use crate::daemon::reconcile::{self, Reconciler};
 use crate::daemon::status::{Condition, Status};
+use crate::describe;
 use crate::kernel::Netlink;
 use crate::policy::{LoadError, Mode};
 use crate::ruleset::Ruleset;
@@ -284,6 +284,7 @@ mod tests {
     use super::super::{Severity, severities};
     use super::*;
     use crate::daemon::status::{Failure, Repair};
+    use crate::trackers::Report;
 
     fn status(condition: Condition) -> Box<Status> {
         let failure = |wanted| (condition == wanted).then(|| Failure { since: 1, message: "first\nsecond".to_owned() });
@@ -301,6 +302,7 @@ mod tests {
             kernel_error: failure(Condition::Failing),
             repairs: 0,
             last_repair: None,
+            dynamic: Report::default(),
         })
     }
 

@@ -1,8 +1,8 @@
 //! What the kernel can do, tried out in a network namespace that nobody else is in.
 
 use super::Finding;
-use crate::daemon::describe;
 use crate::daemon::reconcile::Reconciler;
+use crate::describe;
 use crate::kernel::{self, Monitor, Netlink, Notification};
 use crate::ruleset::{
     AddressRange, AddressSide, BaseChain, Chain, ChainPolicy, Family, Hook, Log, LogTarget, Name, PortKey, PortRange,

@@ -16,7 +16,8 @@ mod service;
 use crate::daemon::load::{HostChoice, Sources};
 use crate::daemon::protocol::{Reply, Request};
 use crate::daemon::status::Status;
-use crate::daemon::{ClientError, ask, describe};
+use crate::daemon::{ClientError, ask};
+use crate::describe;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -94,7 +95,7 @@ pub fn examine(place: &Place) -> Vec<Finding> {
     let daemon = Daemon::ask(&place.control_socket);
     let status = daemon.status();
     let mut findings = kernel::Kernel::look().findings();
-    findings.extend(processes::Processes::look(status.map(|status| status.pid)).findings());
+    findings.extend(processes::Processes::look(status).findings());
     findings.extend(enforcement::Enforcement::look(place, &daemon).findings());
     findings.extend(service::Service::look(status).findings());
     findings.extend(neighbours::Neighbours::look().findings());

@@ -1,7 +1,7 @@
 //! Other firewalls on this machine. A packet must pass all of them, and some remove what others have made.
 
 use super::Finding;
-use crate::daemon::describe;
+use crate::describe;
 use crate::kernel::{self, ForeignChain, Netlink};
 use std::fs;
 use std::path::Path;

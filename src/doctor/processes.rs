@@ -1,7 +1,9 @@
 //! Whether the processes behind listening sockets can be seen, and how soon new listeners are: what dynamic ports need.
 
 use super::Finding;
-use crate::listeners::{Events, Unavailable};
+use crate::daemon::status::Status;
+use crate::listeners::Events;
+use crate::trackers::Source;
 use nix::unistd::geteuid;
 use std::fs;
 
@@ -21,43 +23,47 @@ pub(super) struct Processes {
     /// How /proc hides the processes of others, such as `invisible`, if it does.
     hidden: Option<String>,
     events: EventSource,
+    /// What keeps the daemon from seeing processes.
+    trouble: Option<String>,
 }
 
-/// How new listeners would be heard of.
+/// How new listeners are heard of, or would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum EventSource {
-    /// By BPF, which was tried.
+    /// By BPF, says the daemon, or an attempt.
     Bpf,
     /// By looking again and again.
     Polling(String),
     /// Root alone can try it.
     NotRoot,
-    /// The daemon has its programs in place, and nobody should meddle.
-    DaemonRuns,
+    /// The daemon has nobody to hear of.
+    NotNeeded,
 }
 
 impl Processes {
-    pub(super) fn look(daemon: Option<u32>) -> Self {
+    pub(super) fn look(status: Option<&Status>) -> Self {
+        let daemon = status.map(|status| status.pid);
         let of_process = |file: &str| {
             let process = daemon.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
             fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default()
         };
-        let events = if daemon.is_some() {
-            EventSource::DaemonRuns
-        } else if !geteuid().is_root() {
-            EventSource::NotRoot
-        } else {
-            match Events::open() {
+        // Where the daemon has its programs in place, nobody should meddle.
+        let events = match status.map(|status| &status.dynamic.source) {
+            Some(Source::None) => EventSource::NotNeeded,
+            Some(Source::Bpf) => EventSource::Bpf,
+            Some(Source::Polling { reason, .. }) => EventSource::Polling(reason.clone()),
+            None if !geteuid().is_root() => EventSource::NotRoot,
+            None => match Events::open() {
                 Ok(_) => EventSource::Bpf,
-                Err(unavailable @ Unavailable::NotBuilt) => EventSource::Polling(unavailable.to_string()),
-                Err(unavailable) => EventSource::Polling(crate::daemon::describe(&unavailable)),
-            }
+                Err(unavailable) => EventSource::Polling(crate::describe(&unavailable)),
+            },
         };
         Self {
             daemon,
             capabilities: effective_capabilities(&of_process("status")),
             hidden: hidepid(&of_process("mountinfo")),
             events,
+            trouble: status.and_then(|status| status.dynamic.trouble.clone()),
         }
     }
 
@@ -79,6 +85,11 @@ impl Processes {
                 )
             });
         }
+        // The right that it lacks was said already.
+        if let Some(trouble) = self.trouble.as_ref().filter(|_| self.has(capability::SYS_PTRACE)) {
+            let remedy = "`portward listeners` says what it means for the ports";
+            findings.push(Finding::warning("listeners", format!("the daemon cannot see all: {trouble}"), remedy));
+        }
         const EVENTS: &str = "listener-events";
         findings.extend(match &self.events {
             EventSource::Bpf => Some(Finding::ok(EVENTS, "BPF tells of new listeners at once")),
@@ -88,7 +99,7 @@ impl Processes {
                 "they need a package or a build with the feature bpf, Linux 5.9 or RHEL 8, and cgroup2",
             )),
             EventSource::NotRoot => Some(Finding::unseen(EVENTS, "root alone may try out BPF")),
-            EventSource::DaemonRuns => None,
+            EventSource::NotNeeded => None,
         });
         findings
     }
@@ -154,25 +165,42 @@ mod tests {
         assert_eq!(hidepid(&above), None, "what is mounted over it counts");
     }
 
-    #[test]
-    fn a_daemon_that_cannot_see_processes_opens_no_dynamic_port() {
-        let all = capability::NET_ADMIN | capability::SYS_PTRACE;
-        let daemon = |capabilities, hidden: Option<&str>| {
-            let hidden = hidden.map(str::to_owned);
-            severities(&Processes { daemon: Some(1), capabilities, hidden, events: EventSource::DaemonRuns }.findings())
-        };
-        assert_eq!(daemon(Some(all), None), [Severity::Ok]);
-        assert_eq!(daemon(Some(all), Some("2")), [Severity::Ok, Severity::Ok]);
-        assert_eq!(daemon(Some(capability::NET_ADMIN), Some("2")), [Severity::Warning, Severity::Warning]);
-        assert_eq!(daemon(Some(0), None), [Severity::Problem]);
-        assert_eq!(daemon(None, None), [Severity::Note]);
+    /// A daemon in order.
+    fn fine() -> Processes {
+        Processes {
+            daemon: Some(1),
+            capabilities: Some(capability::NET_ADMIN | capability::SYS_PTRACE),
+            hidden: None,
+            events: EventSource::NotNeeded,
+            trouble: None,
+        }
+    }
+
+    fn severity(processes: Processes) -> Vec<Severity> {
+        severities(&processes.findings())
     }
 
     #[test]
-    fn without_a_daemon_its_rights_are_nobody_s() {
-        let processes =
-            Processes { daemon: None, capabilities: Some(0), hidden: None, events: EventSource::Polling("x".into()) };
-        assert_eq!(severities(&processes.findings()), [Severity::Note]);
+    fn a_daemon_that_cannot_see_processes_opens_no_dynamic_port() {
+        let hidden = Some("2".to_owned());
+        assert_eq!(severity(fine()), [Severity::Ok]);
+        assert_eq!(severity(Processes { hidden: hidden.clone(), ..fine() }), [Severity::Ok, Severity::Ok]);
+        let confined = Processes { capabilities: Some(capability::NET_ADMIN), hidden, ..fine() };
+        assert_eq!(severity(confined), [Severity::Warning, Severity::Warning]);
+        assert_eq!(severity(Processes { capabilities: Some(0), ..fine() }), [Severity::Problem]);
+        assert_eq!(severity(Processes { capabilities: None, ..fine() }), [Severity::Note]);
+        let trouble = Some("no /proc".to_owned());
+        assert_eq!(severity(Processes { trouble, ..fine() }), [Severity::Ok, Severity::Warning]);
+    }
+
+    #[test]
+    fn how_new_listeners_are_heard_of_is_told() {
+        let events = |events| severity(Processes { events, ..fine() });
+        assert_eq!(events(EventSource::Bpf), [Severity::Ok, Severity::Ok]);
+        assert_eq!(events(EventSource::Polling("why".to_owned())), [Severity::Ok, Severity::Note]);
+        // Without a daemon its rights are nobody's.
+        let nobody = Processes { daemon: None, capabilities: Some(0), events: EventSource::NotRoot, ..fine() };
+        assert_eq!(severity(nobody), [Severity::Note]);
     }
 
     proptest! {

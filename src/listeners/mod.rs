@@ -16,6 +16,7 @@ pub use events::{Event, EventSocket, Events, Unavailable};
 pub use owners::{Holders, Owners, Scan, Visibility};
 pub use process::{Identity, Mismatch, Process, ProcessError, Program};
 pub use sock_diag::SockDiag;
+pub use users::{user_id, user_name};
 
 use crate::plan::LocalScope;
 use crate::ruleset::Protocol;

@@ -309,7 +309,10 @@ impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Program { runs, wanted } => write!(f, "runs {runs}, not {}", wanted.join(" or ")),
-            Self::User { runs_as, wanted } => write!(f, "runs as user {}, not {wanted}", user_name(*runs_as)),
+            Self::User { runs_as, wanted } => {
+                let wanted = wanted.parse().map_or_else(|_| wanted.clone(), user_name);
+                write!(f, "runs as user {}, not {wanted}", user_name(*runs_as))
+            }
             Self::UnknownUser { wanted } => write!(f, "should run as user {wanted}, who is not in /etc/passwd"),
             Self::Unit { belongs_to: Some(unit), wanted } => write!(f, "belongs to unit {unit}, not {wanted}"),
             Self::Unit { belongs_to: None, wanted } => write!(f, "belongs to no system unit, not to {wanted}"),

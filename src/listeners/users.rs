@@ -2,8 +2,10 @@
 //! network must not wait for it.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where the names are, passwd(5).
 const PASSWD: &str = "/etc/passwd";
@@ -14,7 +16,7 @@ const LONGEST_PASSWD: u64 = 32 * 1024 * 1024;
 ///
 /// # Errors
 /// When /etc/passwd cannot be read.
-pub(super) fn user_id(user: &str) -> io::Result<Option<u32>> {
+pub fn user_id(user: &str) -> io::Result<Option<u32>> {
     match user.parse() {
         Ok(number) => Ok(Some(number)),
         Err(_) => Ok(id_in(&read()?, user)),
@@ -22,13 +24,29 @@ pub(super) fn user_id(user: &str) -> io::Result<Option<u32>> {
 }
 
 /// The name of a user, for people; the number where there is none.
-pub(super) fn user_name(uid: u32) -> String {
+pub fn user_name(uid: u32) -> String {
     read().ok().and_then(|passwd| name_in(&passwd, uid)).unwrap_or_else(|| uid.to_string())
 }
 
-fn read() -> io::Result<Vec<u8>> {
+/// What tells one content of the file from another: device, inode, size and time of the last change.
+type Stamp = (u64, u64, u64, (i64, i64));
+
+/// The file as it was read last: it is asked about often, and seldom changes.
+static LAST: Mutex<Option<(Stamp, Arc<Vec<u8>>)>> = Mutex::new(None);
+
+fn read() -> io::Result<Arc<Vec<u8>>> {
+    let metadata = fs::metadata(PASSWD)?;
+    let stamp = (metadata.dev(), metadata.ino(), metadata.size(), (metadata.ctime(), metadata.ctime_nsec()));
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((known, passwd)) = &*last
+        && *known == stamp
+    {
+        return Ok(passwd.clone());
+    }
     let mut passwd = Vec::new();
     File::open(PASSWD)?.take(LONGEST_PASSWD).read_to_end(&mut passwd)?;
+    let passwd = Arc::new(passwd);
+    *last = Some((stamp, passwd.clone()));
     Ok(passwd)
 }
 

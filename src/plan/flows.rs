@@ -5,8 +5,8 @@
 
 use super::dynamic::{LocalScope, OpenPort, OpenPorts};
 use super::ports::segments;
-use super::{Direction, Peers, Plan, RowRef, Tunnel, allowance};
-use crate::policy::{DynamicService, EgressMode, Exposure, Members, Mode, PartyKind, Ports};
+use super::{Direction, Exposed, Peers, Plan, RowRef};
+use crate::policy::{EgressMode, Members, Mode, Ports};
 use crate::ruleset::{PortRange, Protocol};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
@@ -25,6 +25,18 @@ pub struct FlowStart {
     pub rewritten_from: Option<u16>,
     /// Whether another flow announced it: the kernel calls its first packet related.
     pub expected: bool,
+}
+
+impl FlowStart {
+    /// The same flow as if the other side had begun it. Connection tracking that sees a connection in its middle takes
+    /// the sender of the first packet for the one that began it.
+    pub fn reversed(self) -> Self {
+        let kind = match self.kind {
+            FlowKind::Ports(protocol, source, destination) => FlowKind::Ports(protocol, destination, source),
+            kind => kind,
+        };
+        Self { kind, source: self.destination, destination: self.source, rewritten_from: None, ..self }
+    }
 }
 
 /// The kind of packets that a flow is made of.
@@ -134,8 +146,8 @@ struct Grant<'j> {
     pass: Pass<'j>,
     /// Index into the sets of peers.
     peers: usize,
-    /// To which of the host's addresses.
-    scope: LocalScope,
+    /// For a dynamic port, to which of the host's addresses it is open.
+    scope: Option<LocalScope>,
 }
 
 impl<'a> Plan<'a> {
@@ -150,18 +162,15 @@ impl<'a> Plan<'a> {
         let mut builder = Builder::default();
         for allowance in &self.allowances {
             let peers = builder.peers(&allowance.peers);
-            let grant = Grant { pass: Pass::Row(allowance.row), peers, scope: LocalScope::Any };
+            let grant = Grant { pass: Pass::Row(allowance.row), peers, scope: None };
             let side = match allowance.direction {
                 Direction::Ingress => &mut builder.ingress,
                 Direction::Egress => &mut builder.egress,
             };
             side.add(grant, &allowance.ports);
         }
-        for service in self.policy.dynamic.values().filter(|service| service.enabled) {
-            if !service.when.iter().all(|condition| allowance::holds(condition, self.policy)) {
-                continue;
-            }
-            let peers: Vec<usize> = self.peers_of_service(service).iter().map(|peers| builder.peers(peers)).collect();
+        for Exposed { service, permissions } in &self.dynamic {
+            let peers: Vec<usize> = permissions.iter().map(|permission| builder.peers(&permission.peers)).collect();
             let open: Vec<(Ports, LocalScope)> = match dynamic {
                 DynamicPorts::Possible => service.ports.iter().map(|ports| (*ports, LocalScope::Any)).collect(),
                 DynamicPorts::Open(open) => open
@@ -175,7 +184,9 @@ impl<'a> Plan<'a> {
             };
             for (ports, scope) in open {
                 for &peers in &peers {
-                    builder.ingress.add(Grant { pass: Pass::Dynamic(&service.name), peers, scope }, &[ports]);
+                    builder
+                        .ingress
+                        .add(Grant { pass: Pass::Dynamic(&service.name), peers, scope: Some(scope) }, &[ports]);
                 }
             }
         }
@@ -185,28 +196,6 @@ impl<'a> Plan<'a> {
             peers: builder.indexes,
             ingress: builder.ingress.finish(),
             egress: builder.egress.finish(),
-        }
-    }
-
-    /// Who may reach the dynamic ports of a service.
-    fn peers_of_service(&self, service: &DynamicService) -> Vec<Peers<'a>> {
-        match &service.exposure {
-            Exposure::Row(id) => self
-                .allowances
-                .iter()
-                .filter(|allowance| allowance.direction == Direction::Ingress)
-                .filter(|allowance| allowance.row == RowRef::Catalogue(id))
-                .map(|allowance| allowance.peers.clone())
-                .collect(),
-            Exposure::From(parties) => {
-                let view = self.view();
-                let groups = parties.iter().filter_map(|party| match &party.kind {
-                    PartyKind::Group(group) => Some(view.peers(group, Tunnel::Any, None)),
-                    _ => None,
-                });
-                let label = format!("dynamic/{}", service.name);
-                groups.chain([view.named_peers(label, parties)]).collect()
-            }
         }
     }
 }
@@ -302,20 +291,20 @@ impl<'j> FlowJudge<'j> {
             FlowKind::Ports(protocol, ..) => Some(Ports::Range(protocol, PortRange::single(original))),
             FlowKind::Echo | FlowKind::Other => None,
         });
-        let is_allowed = |index: &PortIndex<'j>, port: Option<Ports>| self.grant(index, port?, peer, flow.destination);
+        // A dynamic port was verified for the process that has it, and not for the one that a rewritten packet reaches.
+        let by_port = |index| self.grant(index, port?, peer, Some(flow.destination));
+        let by_original_port = || self.grant(&self.ingress, original_port?, peer, None);
         let policy = self.plan.policy;
         let pass = match way {
             Way::Loopback => Some(Pass::Loopback),
             Way::Out if policy.egress == EgressMode::Off => Some(Pass::EgressOff),
             Way::Through if flow.rewritten_from.is_none() => Some(Pass::Forwarded),
             _ if flow.expected => Some(Pass::Related),
-            Way::In => is_allowed(&self.ingress, port)
-                .or_else(|| is_allowed(&self.ingress, original_port))
+            Way::In => by_port(&self.ingress)
+                .or_else(by_original_port)
                 .or_else(|| is_dhcp(flow, [(67, 68), (547, 546)]).then_some(Pass::Dhcp)),
-            Way::Through => is_allowed(&self.ingress, original_port),
-            Way::Out => {
-                is_allowed(&self.egress, port).or_else(|| is_dhcp(flow, [(68, 67), (546, 547)]).then_some(Pass::Dhcp))
-            }
+            Way::Through => by_original_port(),
+            Way::Out => by_port(&self.egress).or_else(|| is_dhcp(flow, [(68, 67), (546, 547)]).then_some(Pass::Dhcp)),
         };
         let enforced = match way {
             Way::Out => policy.egress == EgressMode::Enforce,
@@ -326,10 +315,16 @@ impl<'j> FlowJudge<'j> {
         Judgement { way, peer, port, pass, enforced }
     }
 
-    fn grant(&self, index: &PortIndex<'j>, port: Ports, peer: IpAddr, destination: IpAddr) -> Option<Pass<'j>> {
+    /// What opens the port to the peer; dynamic services only for packets to this address of the host.
+    fn grant(&self, index: &PortIndex<'j>, port: Ports, peer: IpAddr, dynamic_to: Option<IpAddr>) -> Option<Pass<'j>> {
+        let is_open = |grant: &&Grant<'j>| match (grant.scope, dynamic_to) {
+            (None, _) => true,
+            (Some(scope), Some(address)) => scope.overlaps(LocalScope::Address(address)),
+            (Some(_), None) => false,
+        };
         index
             .grants(port)
-            .filter(|grant| grant.scope.overlaps(LocalScope::Address(destination)))
+            .filter(is_open)
             .find(|grant| self.peers.get(grant.peers).is_some_and(|peers| peers.contains(peer)))
             .map(|grant| grant.pass)
     }
@@ -409,6 +404,7 @@ mod tests {
     use super::*;
     use crate::plan::{Query, Verdict};
     use crate::policy::{Catalogue, Loaded, Policy};
+    use crate::policy::{DynamicService, Exposure, PartyKind};
     use crate::ruleset::Protocol::{Tcp, Udp};
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -536,7 +532,7 @@ mod tests {
             let judge = plan.flow_judge(DynamicPorts::Open(&OpenPorts::new()), &own_addresses());
             for (direction, peer, port) in asked {
                 let peer: IpAddr = peer.parse().unwrap();
-                let explained = plan.explain(&Query { direction, peer, port });
+                let explained = plan.explain(&Query { direction, peer, port }, &OpenPorts::new());
                 let judged = judge.judge(&flow(direction, peer, port));
                 prop_assert_eq!(
                     judged.pass.is_some(), explained.verdict == Verdict::Allowed,
@@ -703,5 +699,8 @@ roles = ["event-processor"]
         assert_eq!(pass(open, "203.0.113.9", 40_003), None);
         assert_eq!(pass(possible, "203.0.113.9", 40_003).as_deref(), Some("dynamic broker"));
         assert_eq!(pass(possible, "203.0.113.9", 32_767), None);
+        let redirected =
+            FlowStart { rewritten_from: Some(40_001), ..start(FlowKind::Ports(Tcp, 1025, 9), "203.0.113.9", OWN[0]) };
+        assert_eq!(plan.flow_judge(open, &own_addresses()).judge(&redirected).pass, None, "another process has port 9");
     }
 }

@@ -10,7 +10,10 @@
 
 mod claim;
 mod exchange;
+mod holder;
 pub mod imq;
+mod observer;
+mod once;
 mod reader;
 pub mod rmi;
 pub mod rpc;
@@ -23,6 +26,8 @@ mod verify;
 
 pub use claim::{Claim, Claims, Refusal, Refused};
 pub use exchange::NoAnswer;
+pub use observer::{Observer, Options, Wanted, Watched};
+pub use once::{Look, Owner, VerifiedOwner};
 pub use state::{Observation, Opened, RefusedPort, Report, ServiceCondition, ServiceReport, Source};
 pub use stub::Endpoint;
 pub use text::shown;

@@ -43,15 +43,20 @@ pub(super) struct Verdict {
     pub(super) refused: Vec<RefusedPort>,
 }
 
-/// Looks who owns the anchor.
-pub(super) fn anchor<P: Holder>(service: &DynamicService, sockets: &Sockets<P>) -> Anchor<P> {
+/// Looks who owns the anchor. `user` is the number of the user that the policy asks for: nobody looks for the process of
+/// another user's socket.
+pub(super) fn anchor<P: Holder>(service: &DynamicService, user: Option<u32>, sockets: &Sockets<P>) -> Anchor<P> {
     let Some(port) = service.anchor else { return Anchor::Absent };
     let mut why = None;
     let mut verified: Vec<Arc<P>> = Vec::new();
     let mut ask: Option<Listener> = None;
     for socket in sockets.on_port(Protocol::Tcp, port) {
         let Some(holders) = &socket.holders else {
-            why.get_or_insert_with(|| "its process is not known yet".to_owned());
+            let uid = socket.listener.uid;
+            why.get_or_insert_with(|| match (user, &service.process.user) {
+                (Some(user), Some(name)) if user != uid => format!("its socket was made by user {uid}, not by {name}"),
+                _ => "its process is not known yet".to_owned(),
+            });
             continue;
         };
         if holders.is_empty() {
@@ -89,58 +94,47 @@ pub(super) fn judge<P: Holder>(
 ) -> Verdict {
     let judge = Judge { service, sockets, verified };
     let mut verdict = Verdict::default();
-    let mut candidates: BTreeMap<(Protocol, u16), (String, Vec<&Socket<P>>)> = BTreeMap::new();
-    match meant {
-        Meant::Claims(claims) => {
-            for claim in claims {
-                if is_own(own_ports, claim.protocol, claim.port) {
-                    continue;
-                }
-                let entry = candidates
-                    .entry((claim.protocol, claim.port))
-                    .or_insert_with(|| (claim.what.clone(), sockets.on_port(claim.protocol, claim.port).collect()));
-                if entry.0 != claim.what && entry.0.len() < 200 {
-                    entry.0 = format!("{}, {}", entry.0, claim.what);
-                }
-            }
-        }
-        Meant::Listeners => {
-            for socket in judge.listeners() {
-                let Listener { protocol, port, .. } = socket.listener;
-                if Some(port) == service.anchor && protocol == Protocol::Tcp || is_own(own_ports, protocol, port) {
-                    continue;
-                }
-                let entry = candidates.entry((protocol, port)).or_insert_with(|| ("listener".to_owned(), Vec::new()));
-                if !entry.1.iter().any(|known| known.listener.cookie == socket.listener.cookie) {
-                    entry.1.push(socket);
-                }
-            }
-        }
-    }
-
-    let mut allowed: Vec<((Protocol, u16), String, Vec<(LocalScope, String)>)> = Vec::new();
-    for ((protocol, port), (what, listeners)) in candidates {
-        match judge.port(protocol, port, &listeners) {
-            Ok(scopes) => allowed.push(((protocol, port), what, scopes)),
-            Err(why) => verdict.refuse(protocol, port, what, why),
+    let mut allowed: Vec<Allowed> = Vec::new();
+    for ((protocol, port), candidate) in judge.candidates(own_ports, meant) {
+        match judge.port(protocol, port, &candidate.listeners) {
+            Ok(scopes) => allowed.push(Allowed { protocol, port, what: candidate.what, scopes }),
+            Err(why) => verdict.refuse(protocol, port, candidate.what, why),
         }
     }
     // What is open already comes first, then the lowest ports.
     let is_open =
-        |(protocol, port): (Protocol, u16)| before.iter().any(|open| open.protocol == protocol && open.port == port);
-    allowed.sort_by_key(|(key, ..)| (!is_open(*key), *key));
-    for (index, ((protocol, port), what, scopes)) in allowed.into_iter().enumerate() {
+        |allowed: &Allowed| before.iter().any(|open| open.protocol == allowed.protocol && open.port == allowed.port);
+    allowed.sort_by_key(|allowed| (!is_open(allowed), allowed.protocol, allowed.port));
+    for (index, Allowed { protocol, port, what, scopes }) in allowed.into_iter().enumerate() {
         if index >= usize::from(service.limit) {
             verdict.refuse(protocol, port, what, format!("beyond the limit of {} ports", service.limit));
             continue;
         }
         for (scope, process) in scopes {
-            let opened = Opened { port: name(protocol, port), scope: scope_name(scope), what: what.clone(), process };
+            let opened = Opened { port: name(protocol, port), scope: scope.to_string(), what: what.clone(), process };
             verdict.open.insert(OpenPort { protocol, port, scope }, opened);
         }
     }
     verdict
 }
+
+/// A port that may be meant.
+struct Candidate<'a, P> {
+    what: String,
+    listeners: Vec<&'a Socket<P>>,
+}
+
+/// A port that may be opened, as far as the limit allows.
+struct Allowed {
+    protocol: Protocol,
+    port: u16,
+    what: String,
+    /// To which local addresses, each with the process that listens.
+    scopes: Vec<(LocalScope, String)>,
+}
+
+/// What the names of several claims for one port may take together, in bytes.
+const LONGEST_WHAT: usize = 200;
 
 struct Judge<'a, P> {
     service: &'a DynamicService,
@@ -149,6 +143,35 @@ struct Judge<'a, P> {
 }
 
 impl<'a, P: Holder> Judge<'a, P> {
+    /// The ports that are meant, but for those that are open anyway.
+    fn candidates(&self, own_ports: &[Ports], meant: Meant<'_>) -> BTreeMap<(Protocol, u16), Candidate<'a, P>> {
+        let mut candidates: BTreeMap<(Protocol, u16), Candidate<'a, P>> = BTreeMap::new();
+        match meant {
+            Meant::Claims(claims) => {
+                for claim in claims.iter().filter(|claim| !is_own(own_ports, claim.protocol, claim.port)) {
+                    let candidate = candidates.entry((claim.protocol, claim.port)).or_insert_with(|| Candidate {
+                        what: claim.what.clone(),
+                        listeners: self.sockets.on_port(claim.protocol, claim.port).collect(),
+                    });
+                    if candidate.what != claim.what && candidate.what.len() < LONGEST_WHAT {
+                        candidate.what = format!("{}, {}", candidate.what, claim.what);
+                    }
+                }
+            }
+            Meant::Listeners => {
+                for socket in self.listeners() {
+                    let Listener { protocol, port, .. } = socket.listener;
+                    let is_anchor = Some(port) == self.service.anchor && protocol == Protocol::Tcp;
+                    if !is_anchor && !is_own(own_ports, protocol, port) {
+                        let what = || Candidate { what: "listener".to_owned(), listeners: Vec::new() };
+                        candidates.entry((protocol, port)).or_insert_with(what).listeners.push(socket);
+                    }
+                }
+            }
+        }
+        candidates
+    }
+
     /// The listeners of the verified processes and of their units.
     fn listeners(&self) -> Vec<&'a Socket<P>> {
         let identities: BTreeSet<Identity> = self.verified.iter().map(|process| process.identity()).collect();
@@ -251,15 +274,6 @@ fn is_own(own_ports: &[Ports], protocol: Protocol, port: u16) -> bool {
 /// A port as people write it.
 pub(super) fn name(protocol: Protocol, port: u16) -> String {
     format!("{port}/{}", protocol.name())
-}
-
-fn scope_name(scope: LocalScope) -> String {
-    match scope {
-        LocalScope::Any => "any".to_owned(),
-        LocalScope::Ipv4 => "ipv4".to_owned(),
-        LocalScope::Ipv6 => "ipv6".to_owned(),
-        LocalScope::Address(address) => address.to_string(),
-    }
 }
 
 #[cfg(test)]

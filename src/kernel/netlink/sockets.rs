@@ -1,4 +1,4 @@
-//! The end of a TCP connection of this host, over sock_diag.
+//! TCP sockets of this host, one at a time, over sock_diag: does one listen here, and the end of a connection.
 #![forbid(unsafe_code)]
 
 use super::conversation::{Conversation, Outcome};
@@ -8,7 +8,7 @@ use super::wire::{MESSAGE_HEADER, Malformed, Message};
 use crate::kernel::Error;
 use nix::errno::Errno;
 use nix::libc;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The length of `struct inet_diag_req_v2`, linux/inet_diag.h: family, protocol, extensions, a byte of padding, a mask
 /// of states, and a socket's identity.
@@ -51,6 +51,36 @@ impl Sockets {
         Ok(Self { conversation: Conversation::open(Bus::SockDiag)? })
     }
 
+    /// Whether a socket listens to connections to this address of the host, on all addresses or on this one.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn is_listening(&mut self, local: SocketAddr) -> Result<bool, Error> {
+        // Nobody has this address, so no connection is found in place of the socket that listens.
+        let nobody = match local {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let found = self.find("looking for a listening socket", local, SocketAddr::new(nobody, 1))?;
+        Ok(found.is_some_and(|found| found.state == STATE_LISTEN))
+    }
+
+    /// The socket of the connection between these addresses; without one, the socket that listens to such connections.
+    fn find(&mut self, doing: &str, local: SocketAddr, peer: SocketAddr) -> Result<Option<Found>, Error> {
+        let mut found = None;
+        let sequence = self.conversation.next_sequence();
+        let question = request(SOCK_DIAG_BY_FAMILY, 0, sequence, (local, peer), ANY_COOKIE);
+        let outcome = self.conversation.exchange(doing, &question, (0, sequence), |message| {
+            found = Some(read_socket(message)?);
+            Ok(())
+        })?;
+        match outcome {
+            Outcome::Complete | Outcome::Interrupted => Ok(found),
+            Outcome::Failed(Errno::ENOENT) => Ok(None),
+            Outcome::Failed(errno) => Err(Error::from_errno(doing, errno)),
+        }
+    }
+
     /// Ends the connection of this host between these addresses: its process gets `ECONNABORTED`, its peer a reset. A
     /// listening socket is never touched. A connection that is bound to an interface is not found.
     ///
@@ -58,24 +88,14 @@ impl Sockets {
     /// When the kernel cannot be asked, or refuses.
     pub fn destroy(&mut self, local: SocketAddr, peer: SocketAddr) -> Result<Destroyed, Error> {
         const DOING: &str = "ending a TCP connection";
-        let mut cookie = None;
-        let sequence = self.conversation.next_sequence();
-        let question = request(SOCK_DIAG_BY_FAMILY, 0, sequence, (local, peer), ANY_COOKIE);
-        let outcome = self.conversation.exchange(DOING, &question, (0, sequence), |message| {
-            cookie = connected_cookie(message, peer.port())?;
-            Ok(())
-        })?;
         // Without a connection between these addresses the kernel finds the socket that listens on the port. To destroy
-        // that would end the service, so the request names the one socket that was found.
-        let cookie = match (outcome, cookie) {
-            (Outcome::Complete | Outcome::Interrupted, Some(cookie)) => cookie,
-            (Outcome::Complete | Outcome::Interrupted, None) | (Outcome::Failed(Errno::ENOENT), _) => {
-                return Ok(Destroyed::Missing);
-            }
-            (Outcome::Failed(errno), _) => return Err(Error::from_errno(DOING, errno)),
+        // that would end the service, so the order names the one socket that was found.
+        let found = self.find(DOING, local, peer)?;
+        let Some(found) = found.filter(|found| found.state != STATE_LISTEN && found.peer_port == peer.port()) else {
+            return Ok(Destroyed::Missing);
         };
         let sequence = self.conversation.next_sequence();
-        let order = request(SOCK_DESTROY, NLM_F_ACK, sequence, (local, peer), cookie);
+        let order = request(SOCK_DESTROY, NLM_F_ACK, sequence, (local, peer), found.cookie);
         match self.conversation.exchange(DOING, &order, (NLM_F_ACK, sequence), |_| Ok(()))? {
             Outcome::Complete | Outcome::Interrupted => Ok(Destroyed::Yes),
             Outcome::Failed(Errno::ENOENT | Errno::ESTALE) => Ok(Destroyed::Missing),
@@ -86,14 +106,22 @@ impl Sockets {
     }
 }
 
-/// The cookie of the socket that an answer is about; `None` when it is not connected to this port of a peer.
-fn connected_cookie(message: &Message<'_>, peer_port: u16) -> Result<Option<[u8; 8]>, Malformed> {
+/// What an answer says of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Found {
+    state: u8,
+    /// 0 for one that is not connected.
+    peer_port: u16,
+    cookie: [u8; 8],
+}
+
+fn read_socket(message: &Message<'_>) -> Result<Found, Malformed> {
     let malformed = Malformed("a socket");
     let state = *message.payload.get(1).ok_or(malformed)?;
     let identity = message.payload.get(IDENTITY_IN_ANSWER..).and_then(|rest| rest.get(..IDENTITY)).ok_or(malformed)?;
     let port = identity.get(PEER_PORT..).and_then(|rest| rest.first_chunk()).ok_or(malformed)?;
     let cookie = identity.get(COOKIE..).and_then(|rest| rest.first_chunk()).ok_or(malformed)?;
-    Ok((state != STATE_LISTEN && u16::from_be_bytes(*port) == peer_port).then_some(*cookie))
+    Ok(Found { state, peer_port: u16::from_be_bytes(*port), cookie: *cookie })
 }
 
 /// A request about one TCP socket.
@@ -129,7 +157,6 @@ mod tests {
     use super::super::wire::messages;
     use super::*;
     use proptest::prelude::*;
-    use std::io::Read;
     use std::net::{TcpListener, TcpStream};
 
     #[test]
@@ -141,38 +168,42 @@ mod tests {
         assert_eq!((message.kind, message.sequence, message.payload.len()), (21, 7, REQUEST));
     }
 
-    /// Only the cookie is asked for here: to destroy a socket needs root, see the integration tests.
+    /// To destroy a socket needs root: see the integration tests.
     #[test]
     fn a_connection_is_told_from_the_socket_that_listens() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = listener.local_addr().unwrap();
-        let client = TcpStream::connect(server).unwrap();
-        let (mut accepted, peer) = listener.accept().unwrap();
-        let mut sockets = Sockets::open().unwrap();
-        let mut cookie_of = |peer: SocketAddr| {
-            let sequence = sockets.conversation.next_sequence();
-            let question = request(SOCK_DIAG_BY_FAMILY, 0, sequence, (server, peer), ANY_COOKIE);
-            let mut answers = Vec::new();
-            let outcome = sockets.conversation.exchange("asking", &question, (0, sequence), |message| {
-                answers.push(connected_cookie(message, peer.port())?);
-                Ok(())
-            });
-            assert_eq!(outcome, Ok(Outcome::Complete));
-            answers
-        };
-        assert!(matches!(cookie_of(peer)[..], [Some(_)]));
-        // The kernel answers with the listener here.
-        let nobody = SocketAddr::new(peer.ip(), if peer.port() == 1 { 2 } else { 1 });
-        assert_eq!(cookie_of(nobody), [None]);
-        drop(client);
-        assert_eq!(accepted.read(&mut [0; 1]).unwrap(), 0);
+        for bind in ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"] {
+            let listener = TcpListener::bind(bind).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let families: &[&str] = match bind {
+                "[::]:0" => &["127.0.0.1", "::1"],
+                "[::1]:0" => &["::1"],
+                _ => &["127.0.0.1"],
+            };
+            for address in families {
+                let server = SocketAddr::new(address.parse().unwrap(), port);
+                let client = TcpStream::connect(server).unwrap();
+                let client_address = client.local_addr().unwrap();
+                let accepted = listener.accept().unwrap();
+                let mut sockets = Sockets::open().unwrap();
+                let connected = sockets.find("asking", server, client_address).unwrap().unwrap();
+                assert_eq!((connected.state == STATE_LISTEN, connected.peer_port), (false, client_address.port()));
+                let elsewhere = SocketAddr::new(client_address.ip(), 1);
+                let listening = sockets.find("asking", server, elsewhere).unwrap().unwrap();
+                assert_eq!((listening.state, listening.peer_port), (STATE_LISTEN, 0), "the kernel answers so");
+                assert_ne!(connected.cookie, listening.cookie);
+                assert_eq!(sockets.destroy(server, elsewhere), Ok(Destroyed::Missing));
+                assert_eq!(sockets.is_listening(server), Ok(true));
+                assert_eq!(sockets.is_listening(client_address), Ok(false));
+                drop((client, accepted));
+            }
+        }
     }
 
     proptest! {
         #[test]
-        fn no_answer_makes_reading_panic(payload in proptest::collection::vec(any::<u8>(), 0..100), port: u16) {
+        fn no_answer_makes_reading_panic(payload in proptest::collection::vec(any::<u8>(), 0..100)) {
             let message = Message { kind: SOCK_DIAG_BY_FAMILY, flags: 0, sequence: 1, payload: &payload };
-            let _ = connected_cookie(&message, port);
+            let _ = read_socket(&message);
         }
     }
 }

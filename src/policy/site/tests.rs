@@ -189,8 +189,8 @@ fn established_flows_are_kept_unless_the_file_says_otherwise() {
     assert_eq!(on_tighten(""), OnTighten::Keep);
     assert_eq!(on_tighten("on-tighten = \"keep\""), OnTighten::Keep);
     assert_eq!(on_tighten("on-tighten = \"cut\""), OnTighten::Cut);
-    let wrong = told(&CONSOLE.replacen('\n', "\non-tighten = \"kept\"\n", 1));
-    assert_eq!(wrong, ["2:14: unknown on-tighten `kept` | did you mean `keep`?"]);
+    let wrong = told(&CONSOLE.replacen('\n', "\non-tighten = \"kep\"\n", 1));
+    assert_eq!(wrong, ["2:14: unknown on-tighten `kep` | did you mean `keep`?"]);
 }
 
 #[test]

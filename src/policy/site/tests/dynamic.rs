@@ -51,7 +51,7 @@ fn the_catalogue_has_the_defaults() {
         services(""),
         [
             "dcom true process Some(135) [] [] root - [] [1024-65535/tcp] 32 Keep <row dcom> [] None".to_owned(),
-            format!("imq true imq Some(7676) [] {java} [imqbroker] [32000-65535/tcp] 8 Keep <row imq> [] None"),
+            format!("imq true imq Some(7676) [] {java} [*imq*] [32000-65535/tcp] 8 Keep <row imq> [] None"),
             format!("rmi true rmi Some(9913) [] {java} [] [1024-65535/tcp] 4 Keep <row rmi> [] None"),
             "rpc-portmapper true rpc None [100005, 100011] [/usr/sbin/rpc.mountd /usr/sbin/rpc.rquotad] root - [] \
              [512-65535/tcp 512-65535/udp] 16 Keep <row rpc-portmapper> [nfs] None"
