@@ -4,11 +4,13 @@
 //! file. [`plan`] works out, without any input or output, what a given host may exchange with whom. The result is a
 //! [`ruleset`]: plain, ordered data that says what the kernel should hold. The difference between two rulesets becomes
 //! one transaction of [`kernel`], the only module with `unsafe` code. [`daemon`] keeps all of that in step with the
-//! policy file, [`state`] is what it keeps on disk for the next boot, and [`cli`] is what an administrator types.
+//! policy file, [`state`] is what it keeps on disk for the next boot, [`doctor`] looks for what could keep it from its
+//! work, and [`cli`] is what an administrator types.
 
 pub mod cli;
 pub mod daemon;
 mod describe;
+pub mod doctor;
 pub mod kernel;
 pub mod listeners;
 pub mod plan;

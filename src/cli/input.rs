@@ -43,7 +43,7 @@ pub(super) fn identity() -> Result<Identity, Error> {
 
 /// What the daemon says of dynamic ports; `None` when none answers.
 pub(super) fn dynamic_report(control_socket: &Path) -> Option<Report> {
-    match ask(control_socket, Request::Status) {
+    match ask(control_socket, &Request::Status) {
         Ok(Reply::Status(status)) => Some(status.dynamic),
         _ => None,
     }

@@ -10,11 +10,13 @@ mod check;
 mod completions;
 mod confirm;
 mod diff;
+mod doctor;
 mod down;
 mod explain;
 mod flows;
 mod history;
 mod imq;
+mod init;
 mod input;
 mod listeners;
 mod man;
@@ -52,12 +54,14 @@ outsiders are. portward finds the host that it runs on in it, works out which po
 Begin with `portward run --sandbox`, which is safe anywhere, or `portward check` and `portward show`.",
     after_long_help = "Examples:
   portward run --sandbox                              try it, in a network namespace of its own
+  portward init                                       write a first policy from what this machine shows
   portward check                                      is /etc/portward/policy.toml all right?
   portward show                                       who may reach what on this host?
   portward explain --from 192.0.2.7 --port 514/udp    may this address send syslog here, and why?
   portward diff                                       what would change in the kernel?
   systemctl start portward                            enforce it, and follow the file
   portward status                                     is it enforced?
+  portward doctor                                     what could keep it from being enforced?
   portward flows --denied                             does anything go on that it denies?
   portward try new.toml --timeout 60                  enforce another policy, and go back unless it is confirmed
   portward rollback                                   go back to the policy from before
@@ -107,6 +111,7 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Init),
     Check(check::Check),
     Show(show::Show),
     Explain(explain::Explain),
@@ -116,6 +121,7 @@ enum Command {
     Down(down::Down),
     Run(run::Run),
     Status(status::Status),
+    Doctor(doctor::Doctor),
     Reload(reload::Reload),
     Listeners(listeners::Listeners),
     Imq(imq::Imq),
@@ -186,6 +192,7 @@ pub fn main() -> ExitCode {
         }
     };
     let answer = match &cli.command {
+        Command::Init(command) => command.run(&cli.options),
         Command::Check(command) => command.run(&cli.options),
         Command::Show(command) => command.run(&cli.options),
         Command::Explain(command) => command.run(&cli.options),
@@ -195,6 +202,7 @@ pub fn main() -> ExitCode {
         Command::Down(command) => command.run(),
         Command::Run(command) => command.run(&cli.options),
         Command::Status(command) => command.run(),
+        Command::Doctor(command) => command.run(&cli.options),
         Command::Reload(command) => command.run(),
         Command::Listeners(command) => command.run(&cli.options),
         Command::Imq(command) => command.run(&cli.options),

@@ -93,11 +93,10 @@ pub(super) const BOLD: Style = Style::new().bold();
 pub(super) const FAINT: Style = Style::new().dimmed();
 /// For what is allowed or comes.
 pub(super) const GREEN: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Green)));
+/// For what may not be meant.
+pub(super) const YELLOW: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Yellow)));
 /// For what is denied or goes.
 pub(super) const RED: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Red)));
-
-/// For what is under way.
-pub(super) const YELLOW: Style = Style::new().fg_color(Some(anstyle::Color::Ansi(AnsiColor::Yellow)));
 
 /// Text in a style.
 pub(super) fn styled(style: Style, text: &str) -> String {

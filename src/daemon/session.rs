@@ -4,7 +4,7 @@
 //! socket: a process that asks is the child of a shell, that of an sshd, and one of these ancestors holds an established
 //! TCP socket of the port that it serves. Which socket an inode is, the kernel tells (sock_diag(7)).
 
-use crate::plan::{Direction, Plan, Query, Verdict};
+use crate::plan::{Direction, OpenPorts, Plan, Query, Verdict};
 use crate::policy::{Mode, Ports};
 use crate::ruleset::{PortRange, Protocol};
 use std::collections::BTreeSet;
@@ -91,8 +91,8 @@ impl Session {
     /// interrupts it.
     pub fn is_cut_by(&self, plan: &Plan<'_>) -> bool {
         let port = Ports::Range(Protocol::Tcp, PortRange::single(self.port));
-        let query = Query { direction: Direction::Ingress, peer: self.peer, port };
-        plan.policy.mode == Mode::Enforce && plan.explain(&query).verdict == Verdict::Denied
+        let query = Query { direction: Direction::Ingress, peer: self.peer, port, local: None };
+        plan.policy.mode == Mode::Enforce && plan.explain(&query, &OpenPorts::new()).verdict == Verdict::Denied
     }
 }
 

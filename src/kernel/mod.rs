@@ -15,9 +15,10 @@ pub(crate) mod testing;
 
 pub use error::Error;
 pub use fake::FakeKernel;
+pub(crate) use netlink::clock_is_synchronized;
 #[cfg(feature = "bpf")]
 pub(crate) use netlink::namespace_cookie;
-pub use netlink::{Conntrack, Destroyed, Monitor, Netlink, Notification, Sockets};
+pub use netlink::{Conntrack, Destroyed, ForeignChain, Monitor, Netlink, Notification, Sockets};
 pub(crate) use netlink::{uapi, wire};
 
 use crate::ruleset::Ruleset;

@@ -15,6 +15,8 @@ pub(super) const AF_INET: u8 = 2;
 pub(super) const AF_INET6: u8 = 10;
 /// `TCP_CLOSE`, net/tcp_states.h: a UDP socket that is not connected.
 const STATE_CLOSE: u8 = 7;
+/// `TCP_ESTABLISHED`, net/tcp_states.h.
+const STATE_ESTABLISHED: u8 = 1;
 /// `TCP_LISTEN`, net/tcp_states.h.
 const STATE_LISTEN: u8 = 10;
 /// `INET_DIAG_SKV6ONLY`: whether `IPV6_V6ONLY` is set, one byte. Every socket of IPv6 that listens or is unconnected has
@@ -32,6 +34,7 @@ mod field {
     pub(super) const SOURCE_PORT: usize = 4;
     pub(super) const DESTINATION_PORT: usize = 6;
     pub(super) const SOURCE: usize = 8;
+    pub(super) const DESTINATION: usize = 24;
     pub(super) const INTERFACE: usize = 40;
     pub(super) const COOKIE: usize = 44;
     pub(super) const UID: usize = 64;
@@ -71,6 +74,29 @@ pub(super) fn request(family: u8, protocol: Protocol, source: End, destination: 
     bytes[44..48].copy_from_slice(&interface.to_ne_bytes());
     bytes[48..56].copy_from_slice(&ANY_COOKIE);
     bytes
+}
+
+/// `struct inet_diag_req_v2` for the established connections of TCP whose near end has this port.
+pub(super) fn request_connections(family: u8, port: u16) -> [u8; 56] {
+    let near = End { port, ..End::default() };
+    let mut bytes = request(family, Protocol::Tcp, near, End::default(), 0);
+    bytes[4..8].copy_from_slice(&(1_u32 << STATE_ESTABLISHED).to_ne_bytes());
+    bytes
+}
+
+/// Reads the address of the far end of an established connection whose near end has this port; `None` when the socket
+/// is something else.
+pub(super) fn far_end(port: u16, payload: &[u8]) -> Result<Option<IpAddr>, Malformed> {
+    let (message, _) = split(payload)?;
+    if message[field::STATE] != STATE_ESTABLISHED || be16(message, field::SOURCE_PORT) != port {
+        return Ok(None);
+    }
+    let address: [u8; 16] = chunk(message, field::DESTINATION);
+    match message[field::FAMILY] {
+        AF_INET => Ok(Some(Ipv4Addr::from(*address.first_chunk().unwrap_or(&[0; 4])).into())),
+        AF_INET6 => Ok(Some(IpAddr::from(address).to_canonical())),
+        _ => Err(Malformed("a family of IPv4 or IPv6")),
+    }
 }
 
 /// Reads a socket; `None` when it does not take packets from anybody.
@@ -227,13 +253,20 @@ mod tests {
         assert_eq!(closed(&payload(TCP_ANY_IPV4)), Err(Malformed("the protocol of a socket")));
     }
 
+    #[test]
+    fn the_far_end_of_a_connection() {
+        assert_eq!(far_end(7678, &payload(TCP_CONNECTION)), Ok(Some(Ipv4Addr::LOCALHOST.into())));
+        assert_eq!(far_end(22, &payload(TCP_CONNECTION)), Ok(None), "another port");
+        assert_eq!(far_end(7676, &payload(TCP_ANY_IPV4)), Ok(None), "a listener");
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..160)) {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let _ = listener(protocol, &bytes);
             }
-            let _ = closed(&bytes);
+            let _ = (closed(&bytes), far_end(22, &bytes));
         }
 
         #[test]

@@ -14,6 +14,7 @@ use nix::sys::socket::{
     socket,
 };
 use nix::sys::time::TimeVal;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -110,17 +111,43 @@ impl SockDiag {
         }
     }
 
+    /// The far ends of the established TCP connections to this port of the host, sorted, each once.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or gives no whole answer.
+    pub fn connected(&mut self, port: u16) -> Result<BTreeSet<IpAddr>, Error> {
+        const DOING: &str = "listing the connections to a port";
+        let mut addresses = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            let request = inet_diag::request_connections(family, port);
+            self.dump_whole(DOING, family, &request, &mut addresses, |payload| inet_diag::far_end(port, payload))?;
+        }
+        Ok(addresses.into_iter().collect())
+    }
+
     fn dump_one(&mut self, protocol: Protocol, family: u8, listeners: &mut Vec<Listener>) -> Result<(), Error> {
         let doing = match protocol {
             Protocol::Tcp => "listing the listening sockets of TCP",
             Protocol::Udp => "listing the bound sockets of UDP",
         };
         let request = inet_diag::request(family, protocol, End::default(), End::default(), 0);
-        let before = listeners.len();
+        self.dump_whole(doing, family, &request, listeners, |payload| inet_diag::listener(protocol, payload))
+    }
+
+    /// Adds what is read from a dump that the kernel calls consistent.
+    fn dump_whole<T>(
+        &mut self,
+        doing: &'static str,
+        family: u8,
+        request: &[u8],
+        sockets: &mut Vec<T>,
+        read: impl Fn(&[u8]) -> Result<Option<T>, Malformed>,
+    ) -> Result<(), Error> {
+        let before = sockets.len();
         for _ in 0..DUMP_ATTEMPTS {
-            listeners.truncate(before);
-            let answer = self.ask(NLM_F_DUMP, &request, |payload| {
-                listeners.extend(inet_diag::listener(protocol, payload)?);
+            sockets.truncate(before);
+            let answer = self.ask(NLM_F_DUMP, request, |payload| {
+                sockets.extend(read(payload)?);
                 Ok(())
             });
             match answer {
@@ -274,6 +301,8 @@ mod tests {
         assert_eq!(of_port(&listeners, Protocol::Tcp, local).len(), 1, "the accepted connection has the same address");
         assert_eq!(of_port(&listeners, Protocol::Tcp, client.local_addr().unwrap()), []);
         assert_eq!(of_port(&listeners, Protocol::Udp, udp.local_addr().unwrap()), []);
+        assert_eq!(diag.connected(local.port()).unwrap(), BTreeSet::from([local.ip()]));
+        assert_eq!(diag.connected(udp.local_addr().unwrap().port()).unwrap(), BTreeSet::new());
 
         drop(listener);
         assert_eq!(of_port(&diag.dump().unwrap(), Protocol::Tcp, local), []);

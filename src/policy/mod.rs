@@ -10,6 +10,7 @@ mod catalogue;
 mod diagnostic;
 mod document;
 mod dynamic;
+pub mod first;
 mod load;
 mod site;
 mod version;

@@ -7,14 +7,17 @@ mod conversation;
 mod dump;
 mod monitor;
 mod native;
+mod neighbours;
 mod sockets;
 pub(crate) mod uapi;
 pub(crate) mod wire;
 
 pub use conntrack::Conntrack;
 pub use monitor::{Monitor, Notification};
+pub(crate) use native::clock_is_synchronized;
 #[cfg(feature = "bpf")]
 pub(crate) use native::namespace_cookie;
+pub use neighbours::ForeignChain;
 pub use sockets::{Destroyed, Sockets};
 
 use super::{Error, Kernel, Snapshot, next_generation};

@@ -79,6 +79,18 @@ impl AsFd for Socket {
     }
 }
 
+/// Whether the system's clock follows another one, such as that of an NTP server (`adjtimex`, without changing anything).
+///
+/// # Errors
+/// The system's answer. Reading needs no privilege.
+pub(crate) fn clock_is_synchronized() -> Result<bool, Errno> {
+    // SAFETY: `struct timex` is integers and padding, for which zeros are a value; `modes` 0 asks to change nothing.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live `struct timex`, which the kernel fills.
+    let state = unsafe { libc::adjtimex(&raw mut timex) };
+    Errno::result(state).map(|_| timex.status & libc::STA_UNSYNC == 0)
+}
+
 /// The kernel's number of the network namespace of the calling thread (`SO_NETNS_COOKIE`, since Linux 5.14).
 ///
 /// # Errors

@@ -89,9 +89,7 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
         on_tighten: root
             .choice(report, "on-tighten", &[("keep", OnTighten::Keep), ("cut", OnTighten::Cut)])
             .unwrap_or_default(),
-        fail: root
-            .choice(report, "fail", &[("closed", Fail::Closed), ("open", Fail::Open)])
-            .unwrap_or(Fail::Closed),
+        fail: root.choice(report, "fail", &[("closed", Fail::Closed), ("open", Fail::Open)]).unwrap_or(Fail::Closed),
         logging: read_logging(report, &root),
         features,
         allow_lockout: root.boolean(report, "allow-lockout", false),
