@@ -7,6 +7,8 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # The programs that cargo builds for the tests and the benchmark.
 RELEASE := target/release
+# The cargo features that the packages are built with, as for `cargo build --features`.
+PACKAGE_FEATURES :=
 
 .PHONY: help
 help: ## this list
@@ -33,9 +35,21 @@ run: root build ## run the daemon with the embedded policy in a network namespac
 	$(RELEASE)/portward run --sandbox
 
 .PHONY: test
-test: root test-dependencies ## run all tests (root)
+test: root test-dependencies deb rpm ## build the packages and run all tests (root)
 	cargo build --workspace
 	scripts/test.sh
+
+.PHONY: package-dependencies
+package-dependencies: ## install what makes packages (root, unless all is there)
+	@scripts/dependencies.sh package
+
+.PHONY: deb
+deb: package-dependencies ## build the Debian package, target/packages/portward_*.deb
+	@FEATURES="$(PACKAGE_FEATURES)" scripts/package.sh deb
+
+.PHONY: rpm
+rpm: package-dependencies ## build the package for RHEL 8 and 9, target/packages/portward-*.rpm
+	@FEATURES="$(PACKAGE_FEATURES)" scripts/package.sh rpm
 
 .PHONY: lint
 lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny where it is installed
