@@ -11,6 +11,8 @@ ALL_FEATURES := --features portward/bpf,portward-integration-tests/bpf
 
 # The programs that cargo builds for the tests and the benchmark.
 RELEASE := target/release
+# The cargo features that the packages are built with, as for `cargo build --features`.
+PACKAGE_FEATURES := bpf
 
 .PHONY: help
 help: ## this list
@@ -37,9 +39,21 @@ run: root build ## run the daemon with the embedded policy in a network namespac
 	$(RELEASE)/portward run --sandbox
 
 .PHONY: test
-test: root test-dependencies ## run all tests (root)
+test: root test-dependencies deb rpm ## build the packages and run all tests (root)
 	cargo build --workspace $(ALL_FEATURES)
 	scripts/test.sh $(ALL_FEATURES)
+
+.PHONY: package-dependencies
+package-dependencies: ## install what makes packages (root, unless all is there)
+	@scripts/dependencies.sh package
+
+.PHONY: deb
+deb: package-dependencies ## build the Debian package, target/packages/portward_*.deb
+	@FEATURES="$(PACKAGE_FEATURES)" scripts/package.sh deb
+
+.PHONY: rpm
+rpm: package-dependencies ## build the package for RHEL 8 and 9, target/packages/portward-*.rpm
+	@FEATURES="$(PACKAGE_FEATURES)" scripts/package.sh rpm
 
 .PHONY: lint
 lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny where it is installed

@@ -2,8 +2,18 @@
 # Installs what portward needs and the machine does not have. Changes nothing, and needs no root, when all is there.
 #
 #   scripts/dependencies.sh build    the C compiler that Rust links with, clang for BPF, pkg-config, libmnl and libnftnl
-#   scripts/dependencies.sh test     the programs that the tests run besides
+#   scripts/dependencies.sh package  what makes a .deb and an .rpm of it; the cargo and Python tools go to target/tools
+#   scripts/dependencies.sh test     all of these, and the programs that the tests run besides
 set -eu
+cd "$(dirname "$0")/.."
+
+# The packaging tools, pinned. Zig is a linker that knows the symbols of old versions of glibc; it and the cargo
+# subcommand that calls it come as wheels, ready to run.
+CARGO_DEB=3.8.0
+CARGO_GENERATE_RPM=0.21.1
+CARGO_ZIGBUILD=0.24.0
+ZIG=0.13.0
+TOOLS=target/tools
 
 # Where the services are that the tests run.
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -26,9 +36,21 @@ missing() {
         has pkg-config || echo pkgconf-pkg-config
         has_libraries || echo libmnl-devel libnftnl-devel
     fi
+    [ "$what" != build ] || return 0
+    has lowdown || echo lowdown
+    has strip || echo binutils
+    if [ "$manager" = apt-get ]; then
+        python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+    else
+        has python3 || echo python3
+    fi
     [ "$what" = test ] || return 0
     has nft || echo nftables
     has rpcbind || echo rpcbind
+    has systemd-nspawn || echo systemd-container
+    has systemd-analyze || echo systemd
+    has mmdebstrap || echo mmdebstrap
+    has dpkg-deb || echo dpkg
     if [ "$manager" = apt-get ]; then
         has ip || echo iproute2
         has_java || echo default-jdk-headless
@@ -57,10 +79,36 @@ units() {
     done
 }
 
+# Installs a cargo subcommand of one version below target/tools, where it is missing or another.
+cargo_tool() {
+    name=$1 version=$2
+    "$TOOLS/bin/$name" --version 2>/dev/null | grep -qFw "$version" && return
+    echo "Installing $name $version below $TOOLS"
+    # Most of the time goes into optimizing what then runs for a second.
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off \
+        cargo install --quiet --locked --root "$TOOLS" --target-dir "$TOOLS/build" --version "=$version" \
+        "$name" </dev/null
+    # Some hundred megabytes that nobody needs again.
+    rm -rf "$TOOLS/build"
+}
+
+packaging_tools() {
+    cargo_tool cargo-deb "$CARGO_DEB"
+    cargo_tool cargo-generate-rpm "$CARGO_GENERATE_RPM"
+    wheels="cargo-zigbuild==$CARGO_ZIGBUILD ziglang==$ZIG"
+    [ "$(cat "$TOOLS/python/wheels" 2>/dev/null)" != "$wheels" ] || return 0
+    echo "Installing $wheels below $TOOLS"
+    python3 -m venv --clear "$TOOLS/python"
+    # The names are separate words on purpose.
+    # shellcheck disable=SC2086
+    "$TOOLS/python/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: $wheels </dev/null
+    echo "$wheels" >"$TOOLS/python/wheels"
+}
+
 case ${1-} in
-build | test) ;;
+build | package | test) ;;
 *)
-    echo "usage: $0 build|test" >&2
+    echo "usage: $0 build|package|test" >&2
     exit 2
     ;;
 esac
@@ -78,51 +126,56 @@ for candidate in apt-get dnf; do
     fi
 done
 
-packages=$(missing "$1" "$manager" | tr '\n' ' ')
-[ -n "$packages" ] || exit 0
+install_packages() {
+    packages=$(missing "$1" "$manager" | tr '\n' ' ')
+    [ -n "$packages" ] || return 0
 
-if [ "$manager" = none ]; then
-    echo "Missing (by their names on RHEL): $packages" >&2
-    echo "There is neither apt-get nor dnf here: install them with the package manager of this system." >&2
-    exit 1
-fi
-if [ "$(id -u)" -ne 0 ]; then
-    echo "Missing: $packages" >&2
-    echo "Run this as root, or install them first: $manager install $packages" >&2
-    exit 1
-fi
-
-echo "Installing: $packages"
-# The names are separate words on purpose.
-# shellcheck disable=SC2086
-if [ "$manager" = apt-get ]; then
-    export DEBIAN_FRONTEND=noninteractive
-    # Debian starts services when they are installed, unless this program says no
-    # (https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt).
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        trap 'rm -f "$policy"' EXIT
-        trap 'exit 1' HUP INT TERM
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 755 "$policy"
+    if [ "$manager" = none ]; then
+        echo "Missing (by their names on RHEL): $packages" >&2
+        echo "There is neither apt-get nor dnf here: install them with the package manager of this system." >&2
+        exit 1
     fi
-    apt-get -qq update </dev/null
-    apt-get -qq install --yes --no-install-recommends $packages </dev/null >/dev/null
-else
-    # The -devel packages are in a repository that is switched off by default, under a name of each distribution's own.
-    repositories=$(dnf -q repolist --all | awk '{ print $1 }' |
-        grep -E '^(crb|powertools|codeready-builder-for-rhel-[0-9]+-[a-z0-9_]+-rpms)$' | paste -sd, -) || true
-    dnf -q -y ${repositories:+--enablerepo="$repositories"} install $packages </dev/null
-fi
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "Missing: $packages" >&2
+        echo "Run this as root, or install them first: $manager install $packages" >&2
+        exit 1
+    fi
 
-# shellcheck disable=SC2086
-for unit in $(units $packages); do
-    # Not every release has every unit.
-    ! has systemctl || systemctl --quiet disable "$unit" 2>/dev/null || true
-done
+    echo "Installing: $packages"
+    # The names are separate words on purpose.
+    # shellcheck disable=SC2086
+    if [ "$manager" = apt-get ]; then
+        export DEBIAN_FRONTEND=noninteractive
+        # Debian starts services when they are installed, unless this program says no
+        # (https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt).
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e "$policy" ]; then
+            trap 'rm -f "$policy"' EXIT
+            trap 'exit 1' HUP INT TERM
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
+        apt-get -qq update </dev/null
+        apt-get -qq install --yes --no-install-recommends $packages </dev/null >/dev/null
+    else
+        # The -devel packages are in a repository that is switched off by default, under a name of each distribution's own.
+        repositories=$(dnf -q repolist --all | awk '{ print $1 }' |
+            grep -E '^(crb|powertools|codeready-builder-for-rhel-[0-9]+-[a-z0-9_]+-rpms)$' | paste -sd, -) || true
+        dnf -q -y ${repositories:+--enablerepo="$repositories"} install $packages </dev/null
+    fi
 
-packages=$(missing "$1" "$manager" | tr '\n' ' ')
-if [ -n "$packages" ]; then
-    echo "Still missing after the installation: $packages" >&2
-    exit 1
-fi
+    # shellcheck disable=SC2086
+    for unit in $(units $packages); do
+        # Not every release has every unit.
+        ! has systemctl || systemctl --quiet disable "$unit" 2>/dev/null || true
+    done
+
+    packages=$(missing "$1" "$manager" | tr '\n' ' ')
+    if [ -n "$packages" ]; then
+        echo "Still missing after the installation: $packages" >&2
+        exit 1
+    fi
+}
+
+install_packages "$1"
+[ "$1" = build ] || packaging_tools

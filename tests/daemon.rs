@@ -293,6 +293,36 @@ fn the_service_manager_is_told() {
 }
 
 #[test]
+fn the_watchdog_is_fed_by_the_loop_as_long_as_it_turns() {
+    let place = Place::new();
+    let path = place.path("policy.toml");
+    fs::write(&path, policy("192.0.2.1")).unwrap();
+    let manager = UnixDatagram::bind(place.path("notify.sock")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = || {
+        let mut message = [0; 4096];
+        let length = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..length]).trim_end().to_owned()
+    };
+    let mut command = place.command(env!("CARGO_BIN_EXE_portward"));
+    command.args(["run", "--host", "console", "--policy"]).arg(&path).arg("--control-socket").arg(place.socket());
+    command.env("NOTIFY_SOCKET", place.path("notify.sock")).env("WATCHDOG_USEC", "100000").env_remove("WATCHDOG_PID");
+    let daemon = place.spawn_command(command);
+    assert!(heard().contains("READY=1"));
+    for _ in 0..5 {
+        assert_eq!(heard(), "WATCHDOG=1");
+    }
+    // A daemon that hangs falls silent; what it had said before is read first.
+    daemon.signal(Signal::SIGSTOP);
+    manager.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    while manager.recv(&mut [0; 4096]).is_ok() {}
+    daemon.signal(Signal::SIGCONT);
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(heard(), "WATCHDOG=1");
+    daemon.stop();
+}
+
+#[test]
 fn the_control_socket_answers_root_only_and_reads_little() {
     let place = Place::new();
     let file = place.path("policy.toml");

@@ -3,15 +3,18 @@
 //! A [`Lab`] joins [`Host`]s by one bridge; everything happens inside namespaces that the laboratory makes and removes,
 //! so the machine's own network is never touched. [`listen::Responder`] and [`probe`] exchange real packets between
 //! hosts, [`portward`] runs the real binary in one of them, and [`counters`] and [`nflog`] read what the kernel did.
-//! [`broker`], [`jvm`] and [`rpc`] run services with dynamic ports.
+//! [`broker`], [`jvm`] and [`rpc`] run services with dynamic ports; [`packages`] are installed in a [`container`], where a
+//! real systemd runs the service.
 #![forbid(unsafe_code)]
 
 pub mod broker;
+pub mod container;
 pub mod counters;
 pub mod jvm;
 pub mod lab;
 pub mod listen;
 pub mod nflog;
+pub mod packages;
 pub mod portward;
 pub mod probe;
 pub mod program;

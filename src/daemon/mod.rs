@@ -51,7 +51,7 @@ use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as channel};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 use tracing::{error, info, warn};
 use trial::Trial;
 use watch::Watcher;
@@ -375,6 +375,7 @@ impl<K: Kernel> Daemon<K> {
     ) {
         let mut verify = interval_at(Instant::now() + VERIFY_EVERY, VERIFY_EVERY);
         verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watchdog = service::watchdog_period().map(interval);
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => break,
@@ -404,6 +405,7 @@ impl<K: Kernel> Daemon<K> {
                     self.verify("somebody");
                     self.repairs_in_a_row = 0;
                 }
+                () = next(&mut watchdog) => service::alive(),
             }
         }
         if self.trial.is_some() {
@@ -710,6 +712,16 @@ async fn notifications(monitor: &mut Option<AsyncFd<Monitor>>) -> Result<Vec<Not
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the next tick; for ever without an interval.
+async fn next(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
         None => std::future::pending().await,
     }
 }

@@ -28,6 +28,17 @@ pub(super) fn stopping() {
     }
 }
 
+/// How often the service manager is to hear [`alive`]: twice in the time after which it ends a silent daemon. `None` when
+/// it does not watch.
+pub(super) fn watchdog_period() -> Option<Duration> {
+    sd_notify::watchdog_enabled().map(|limit| limit / 2).filter(|period| !period.is_zero())
+}
+
+/// The loop that does the work has come round again. Only that loop may say so, lest a daemon that hangs looks alive.
+pub(super) fn alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
 /// How long the end may wait for a service manager that does not read.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// Messages that may wait. More means that nobody reads, and then the newest are not worth more than the oldest.

@@ -194,6 +194,11 @@ impl Enforcement {
                     format!("an older policy stays in force, the file does not load: {}", one_line(&failure.message)),
                     "`portward check` says what is wrong",
                 ),
+                (Condition::Trying, _, _) => Finding::note(
+                    CHECK,
+                    "a policy is on trial".to_owned(),
+                    "`portward confirm` keeps it, `portward revert` takes it back",
+                ),
                 (Condition::InStep, _, _) => Finding::ok(CHECK, format!("runs, process {}, in step", status.pid)),
                 _ => Finding::problem(CHECK, "it is not in step with the policy", "`portward status` says more"),
             },

@@ -1,0 +1,5 @@
+//! What is in the packages, and what it asks of the system that it is installed on: symbol versions, the unit file.
+#![forbid(unsafe_code)]
+
+mod binary;
+mod unit;
