@@ -3,11 +3,13 @@
 //! A [`Lab`] joins [`Host`]s by one bridge; everything happens inside namespaces that the laboratory makes and removes,
 //! so the machine's own network is never touched. [`listen::Responder`] and [`probe`] exchange real packets between
 //! hosts, [`portward`] runs the real binary in one of them, and [`counters`] and [`nflog`] read what the kernel did.
+//! [`machine`] puts virtual machines on the same bridge.
 #![forbid(unsafe_code)]
 
 pub mod counters;
 pub mod lab;
 pub mod listen;
+pub mod machine;
 pub mod nflog;
 pub mod portward;
 pub mod probe;
