@@ -3,6 +3,8 @@
 #
 #   scripts/dependencies.sh build    the C compiler that Rust links with, pkg-config, libmnl and libnftnl
 #   scripts/dependencies.sh test     the programs that the tests run besides
+#   scripts/dependencies.sh vm       what the tests in virtual machines need besides (Debian and its like)
+#   scripts/dependencies.sh vagrant  what the test with Vagrant needs besides (Debian and its like)
 set -eu
 
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -22,19 +24,37 @@ missing() {
         has pkg-config || echo pkgconf-pkg-config
         has_libraries || echo libmnl-devel libnftnl-devel
     fi
-    [ "$what" = test ] || return 0
+    [ "$what" != build ] || return 0
     has nft || echo nftables
+    has vagrant || echo vagrant
     if [ "$manager" = apt-get ]; then
         has ip || echo iproute2
     else
         has ip || echo iproute
     fi
+    case $what in vm | vagrant) missing_for_machines "$what" ;; esac
+}
+
+missing_for_machines() {
+    has qemu-system-x86_64 || echo qemu-system-x86 qemu-utils
+    has qemu-img || echo qemu-utils
+    has mmdebstrap || echo mmdebstrap
+    has mkfs.ext4 || echo e2fsprogs
+    has setpriv || echo util-linux
+    [ "$1" = vagrant ] || return 0
+    [ -e /usr/share/doc/vagrant-libvirt ] || echo vagrant-libvirt
+    has libvirtd || echo libvirt-daemon
+    has virsh || echo libvirt-clients
+    has dnsmasq || echo dnsmasq-base
+    has iptables || echo iptables
+    has rsync || echo rsync
+    has ssh || echo openssh-client
 }
 
 case ${1-} in
-build | test) ;;
+build | test | vm | vagrant) ;;
 *)
-    echo "usage: $0 build|test" >&2
+    echo "usage: $0 build|test|vm|vagrant" >&2
     exit 2
     ;;
 esac
@@ -72,7 +92,10 @@ echo "Installing: $packages"
 if [ "$manager" = apt-get ]; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq update </dev/null
-    apt-get -qq install --yes --no-install-recommends $packages </dev/null >/dev/null
+    # A qemu-utils that came from elsewhere may be too new for the rest of QEMU.
+    qemu=$(apt-cache policy qemu-system-x86 | awk '$1 == "Candidate:" { print $2 }')
+    packages=$(echo "$packages" | tr ' ' '\n' | sort -u | sed "s/^qemu-utils$/&=$qemu/")
+    apt-get -qq install --yes --no-install-recommends --allow-downgrades $packages </dev/null >/dev/null
 else
     # The -devel packages are in a repository that is switched off by default, under a name of each distribution's own.
     repositories=$(dnf -q repolist --all | awk '{ print $1 }' |

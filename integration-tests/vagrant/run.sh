@@ -15,20 +15,6 @@ export VIRSH_DEFAULT_CONNECT_URI=qemu:///system
 export VAGRANT_HOME=$target/run/home VAGRANT_DOTFILE_PATH=$target/run/machines VAGRANT_DEFAULT_PROVIDER=libvirt
 export VAGRANT_CHECKPOINT_DISABLE=1 PORTWARD_PACKAGES=$target/run/packages
 
-if [ "${1-}" != inside ]; then
-    [ "$(id -u)" -eq 0 ] || { echo "$0 needs root" >&2; exit 1; }
-    : "${PORTWARD_DEB:?must name the .deb to test: run make vagrant-test}"
-    [ -n "${PORTWARD_BOX-}" ] || "$here/box.sh"
-    # What a run that was killed has left.
-    rm -rf "$target/run"
-    mkdir -p "$target"/run/{home,packages,images,etc,etc-work,var,var-work}
-    cp "$PORTWARD_DEB" "$target/run/packages/"
-    status=0
-    unshare --net --mount --pid --fork --kill-child --mount-proc "$here/run.sh" inside || status=$?
-    rm -rf "$target/run"
-    exit "$status"
-fi
-
 say() { printf '%5d s  %s\n' "$SECONDS" "$*"; }
 
 start_libvirt() {
@@ -41,6 +27,8 @@ start_libvirt() {
     mkdir -p /run/libvirt /run/lock /var/lib/libvirt/images /etc/libvirt
     # Nothing that the machines write has to outlive them.
     mount --bind "$target/run/images" /var/lib/libvirt/images
+    # libvirt looks this user up before it reads that it is to be another one; only libvirt-daemon-system brings it.
+    id libvirt-qemu >/dev/null 2>&1 || useradd --system --user-group --no-create-home libvirt-qemu
     cat >/etc/libvirt/qemu.conf <<EOF
 user = "root"
 group = "root"
@@ -71,30 +59,21 @@ on() {
     vagrant ssh "$machine" --no-tty --command "$*" </dev/null
 }
 
-# Whether a port of the console is open to a machine.
-reaches() { on "$1" "nc -z -w 10 192.168.56.10 $2"; }
-
-# Waits until a command succeeds; machines that are emulated are slow.
-eventually() {
+# Waits until a port of the console is open, or closed, to a machine: what changes it takes a moment, and emulated machines
+# are slow. A machine that does not answer is neither.
+expect() {
+    local machine=$1 port=$2 wanted=$3 verdict=unknown
     for _ in $(seq 30); do
-        ! "$@" || return 0
+        verdict=$(on "$machine" "nc -z -w 10 192.168.56.10 $port && echo open || echo closed") || verdict=unknown
+        if [ "$verdict" = "$wanted" ]; then
+            say "$port/tcp of the console is $wanted to $machine"
+            return 0
+        fi
         sleep 2
     done
-    say "never came true: $*"
+    say "$port/tcp of the console is $verdict to $machine, not $wanted"
     return 1
 }
-
-expect() {
-    local machine=$1 port=$2 verdict=$3
-    if [ "$verdict" = open ]; then
-        eventually reaches "$machine" "$port"
-    else
-        eventually closed "$machine" "$port"
-    fi
-    say "$port/tcp of the console is $verdict to $machine"
-}
-
-closed() { ! reaches "$1" "$2"; }
 
 finish() {
     local status=$?
@@ -110,48 +89,71 @@ finish() {
     exit "$status"
 }
 
-say "libvirtd"
-start_libvirt
-trap finish EXIT
+# Runs this script again in namespaces of its own.
+outside() {
+    [ "$(id -u)" -eq 0 ] || { echo "$0 needs root" >&2; exit 1; }
+    : "${PORTWARD_DEB:?must name the .deb to test: run make vagrant-test}"
+    [ -n "${PORTWARD_BOX-}" ] || "$here/box.sh"
+    # What a run that was killed has left.
+    rm -rf "$target/run"
+    mkdir -p "$target"/run/{home,packages,images,etc,etc-work,var,var-work}
+    cp "$PORTWARD_DEB" "$target/run/packages/"
+    status=0
+    unshare --net --mount --pid --fork --kill-child --mount-proc "$here/run.sh" inside || status=$?
+    rm -rf "$target/run"
+    exit "$status"
+}
 
-if [ -z "${PORTWARD_BOX-}" ]; then
-    export PORTWARD_BOX=portward-debian12
-    say "vagrant box add"
-    vagrant box add --name "$PORTWARD_BOX" --provider libvirt "$target/debian12.box"
-fi
-vagrant validate
-say "vagrant up"
-vagrant up --provider=libvirt
-say "the machines are up"
+inside() {
+    say "libvirtd"
+    start_libvirt
+    trap finish EXIT
 
-# Something listens on an open port and on one that no row opens.
-for port in 443 9102; do
-    on console "sudo systemd-run --quiet --unit=listener-$port nc -lk $port"
-done
-on console 'sudo portward status; sudo portward diff'
+    if [ -z "${PORTWARD_BOX-}" ]; then
+        export PORTWARD_BOX=portward-debian12
+        say "vagrant box add"
+        vagrant box add --no-color --name "$PORTWARD_BOX" --provider libvirt "$target/debian12.box"
+    fi
+    vagrant validate
+    say "vagrant up"
+    # A line for each percent of what it copies is of no use in a log.
+    vagrant up --provider=libvirt 2>&1 | tr '\r' '\n' | sed -u '/Progress: /d'
+    say "the machines are up"
 
-expect event-processor 443 open
-expect event-processor 9102 closed
-expect stranger 443 closed
-expect stranger 9102 closed
+    # Something listens on an open port and on one that no row opens.
+    for port in 443 9102; do
+        on console "sudo systemd-run --quiet --unit=listener-$port nc -lk $port"
+    done
+    on console 'sudo portward status; sudo portward diff'
 
-say "the policy names the stranger a user; the daemon follows the file"
-on console "sudo sed -i 's/^user = .*/user = [\"192.168.56.99\"]/' /etc/portward/policy.toml"
-expect stranger 443 open
-expect stranger 9102 closed
+    expect event-processor 443 open
+    expect event-processor 9102 closed
+    expect stranger 443 closed
+    expect stranger 9102 closed
 
-say "a policy that does not load is refused, and the one before stays in force"
-on console "sudo cp /etc/portward/policy.toml /root/good.toml; echo 'user = 1' | sudo tee -a /etc/portward/policy.toml >/dev/null"
-if on console 'sudo systemctl reload portward'; then
-    say "the reload of a policy that does not load succeeded"
-    exit 1
-fi
-expect stranger 443 open
-expect event-processor 443 open
+    say "the policy names the stranger a user; the daemon follows the file"
+    on console "sudo sed -i 's/^user = .*/user = [\"192.168.56.99\"]/' /etc/portward/policy.toml"
+    expect stranger 443 open
+    expect stranger 9102 closed
 
-say "the stranger is taken out again"
-on console "sudo sed 's/^user = .*/user = []/' /root/good.toml | sudo tee /etc/portward/policy.toml >/dev/null; sudo systemctl reload portward"
-expect stranger 443 closed
-expect event-processor 443 open
-on console 'sudo portward status'
-say "all as it should be"
+    say "a policy that does not load is refused, and the one before stays in force"
+    on console "sudo cp /etc/portward/policy.toml /root/good.toml; echo 'user = 1' | sudo tee -a /etc/portward/policy.toml >/dev/null"
+    if on console 'sudo systemctl reload portward'; then
+        say "the reload of a policy that does not load succeeded"
+        exit 1
+    fi
+    expect stranger 443 open
+    expect event-processor 443 open
+
+    say "the stranger is taken out again"
+    on console "sudo sed 's/^user = .*/user = []/' /root/good.toml | sudo tee /etc/portward/policy.toml >/dev/null; sudo systemctl reload portward"
+    expect stranger 443 closed
+    expect event-processor 443 open
+    on console 'sudo portward status'
+    say "all as it should be"
+}
+
+case ${1-} in
+inside) inside ;;
+*) outside ;;
+esac

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use channel::Channel;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -339,7 +339,7 @@ impl<'a> Machine<'a> {
     /// A command of QEMU's monitor for people, which answers nothing when all is well.
     fn human(&mut self, command: &str) -> Result<()> {
         let answer = self.monitor.execute("human-monitor-command", &json!({ "command-line": command }), MONITOR)?;
-        ensure!(answer == Value::from(""), "{command}: {answer}");
+        ensure!(answer == "", "{command}: {answer}");
         Ok(())
     }
 }

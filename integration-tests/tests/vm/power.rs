@@ -75,8 +75,8 @@ fn wait_for_reload(machine: &Machine, number: u32) -> Result<()> {
 
 /// The number behind the last occurrence of a word on the console; a line may be cut off where the power went.
 fn last_number(console: &str, word: &str) -> Option<u32> {
-    let numbers = console.lines().filter_map(|line| line.trim().strip_prefix(word)?.trim().parse().ok());
-    numbers.last()
+    let mut numbers = console.lines().filter_map(|line| line.trim().strip_prefix(word)?.trim().parse().ok());
+    numbers.next_back()
 }
 
 /// The number of the policy that the kernel enforces.
