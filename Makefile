@@ -5,6 +5,10 @@ SHELL := /bin/sh
 # Where rustup puts cargo; a shell that was open before the installation does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
+# Packages have the BPF programs, which need clang; plain `cargo build` does without.
+FEATURES := --features portward/bpf
+ALL_FEATURES := --features portward/bpf,portward-integration-tests/bpf
+
 # The programs that cargo builds for the tests and the benchmark.
 RELEASE := target/release
 
@@ -13,7 +17,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build-dependencies
-build-dependencies: ## install the C compiler and libraries that the build needs, where they are missing (root)
+build-dependencies: ## install the compilers and libraries that the build needs, where they are missing (root)
 	@scripts/dependencies.sh build
 
 .PHONY: test-dependencies
@@ -26,7 +30,7 @@ root:
 
 .PHONY: build
 build: build-dependencies ## build the release binary, target/release/portward
-	cargo build --release
+	cargo build --release $(FEATURES)
 
 .PHONY: run
 run: root build ## run the daemon with the embedded policy in a network namespace of its own (root)
@@ -34,8 +38,8 @@ run: root build ## run the daemon with the embedded policy in a network namespac
 
 .PHONY: test
 test: root test-dependencies vagrant-validate ## run all tests but those in virtual machines (root)
-	cargo build --workspace
-	scripts/test.sh
+	cargo build --workspace $(ALL_FEATURES)
+	scripts/test.sh $(ALL_FEATURES)
 
 # The package that goes into virtual machines. Where it is not named, it is built.
 PORTWARD_DEB ?=
@@ -67,8 +71,9 @@ vagrant-validate: test-dependencies
 .PHONY: lint
 lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny where it is installed
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features portward-integration-tests/vm -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets $(ALL_FEATURES),portward-integration-tests/vm -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace $(ALL_FEATURES)
 	@if cargo deny --version >/dev/null 2>&1; then \
 		echo "cargo deny check bans licenses sources"; cargo deny check bans licenses sources; \
 	else \
@@ -77,5 +82,5 @@ lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny wh
 
 .PHONY: bench
 bench: root test-dependencies ## measure loading, changing and packets beside nft -f and the netlink floor (root)
-	cargo build --release --workspace
+	cargo build --release --workspace $(ALL_FEATURES)
 	$(RELEASE)/portward-bench

@@ -1,11 +1,14 @@
 #!/bin/sh
 # Installs what portward needs and the machine does not have. Changes nothing, and needs no root, when all is there.
 #
-#   scripts/dependencies.sh build    the C compiler that Rust links with, pkg-config, libmnl and libnftnl
+#   scripts/dependencies.sh build    the C compiler that Rust links with, clang for BPF, pkg-config, libmnl and libnftnl
 #   scripts/dependencies.sh test     the programs that the tests run besides
 #   scripts/dependencies.sh vm       what the tests in virtual machines need besides (Debian and its like)
 #   scripts/dependencies.sh vagrant  what the test with Vagrant needs besides (Debian and its like)
 set -eu
+
+# Where the services are that the tests run.
+export PATH="$PATH:/usr/sbin:/sbin"
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -16,6 +19,7 @@ has_libraries() { has pkg-config && pkg-config --atleast-version=1.2.2 libnftnl 
 missing() {
     what=$1 manager=$2
     has cc || echo gcc
+    has clang || echo clang
     if [ "$manager" = apt-get ]; then
         has cc || echo libc6-dev
         has pkg-config || echo pkg-config
@@ -24,15 +28,27 @@ missing() {
         has pkg-config || echo pkgconf-pkg-config
         has_libraries || echo libmnl-devel libnftnl-devel
     fi
-    [ "$what" != build ] || return 0
+    case $what in
+    build) return 0 ;;
+    vm | vagrant)
+        missing_for_machines "$what"
+        return 0
+        ;;
+    esac
     has nft || echo nftables
     has vagrant || echo vagrant
+    has rpcbind || echo rpcbind
     if [ "$manager" = apt-get ]; then
         has ip || echo iproute2
+        has_java || echo default-jdk-headless
+        has rpc.mountd || echo nfs-kernel-server
+        has rpc.rquotad || echo quota
     else
         has ip || echo iproute
+        has_java || echo java-17-openjdk-devel
+        has rpc.mountd || echo nfs-utils
+        has rpc.rquotad || echo quota-rpc
     fi
-    case $what in vm | vagrant) missing_for_machines "$what" ;; esac
 }
 
 missing_for_machines() {
@@ -42,6 +58,7 @@ missing_for_machines() {
     has mkfs.ext4 || echo e2fsprogs
     has setpriv || echo util-linux
     [ "$1" = vagrant ] || return 0
+    has vagrant || echo vagrant
     [ -e /usr/share/doc/vagrant-libvirt ] || echo vagrant-libvirt
     has libvirtd || echo libvirt-daemon
     has virsh || echo libvirt-clients
@@ -49,6 +66,21 @@ missing_for_machines() {
     has iptables || echo iptables
     has rsync || echo rsync
     has ssh || echo openssh-client
+}
+
+has_java() { has java && has javac && has keytool; }
+
+# The units that packages of the given names enable. The tests start the services themselves, in namespaces of their own;
+# the machine is not to offer them.
+units() {
+    for package; do
+        case $package in
+        rpcbind) echo rpcbind.service rpcbind.socket ;;
+        nfs-kernel-server | nfs-utils) echo nfs-server.service nfs-blkmap.service ;;
+        quota) echo quota.service quotarpc.service ;;
+        quota-rpc) echo rpc-rquotad.service ;;
+        esac
+    done
 }
 
 case ${1-} in
@@ -91,6 +123,15 @@ echo "Installing: $packages"
 # shellcheck disable=SC2086
 if [ "$manager" = apt-get ]; then
     export DEBIAN_FRONTEND=noninteractive
+    # Debian starts services when they are installed, unless this program says no
+    # (https://people.debian.org/~hmh/invokerc.d-policyrc.d-specification.txt).
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 1' HUP INT TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
     apt-get -qq update </dev/null
     # A qemu-utils that came from elsewhere may be too new for the rest of QEMU.
     qemu=$(apt-cache policy qemu-system-x86 | awk '$1 == "Candidate:" { print $2 }')
@@ -102,6 +143,12 @@ else
         grep -E '^(crb|powertools|codeready-builder-for-rhel-[0-9]+-[a-z0-9_]+-rpms)$' | paste -sd, -) || true
     dnf -q -y ${repositories:+--enablerepo="$repositories"} install $packages </dev/null
 fi
+
+# shellcheck disable=SC2086
+for unit in $(units $packages); do
+    # Not every release has every unit.
+    ! has systemctl || systemctl --quiet disable "$unit" 2>/dev/null || true
+done
 
 packages=$(missing "$1" "$manager" | tr '\n' ' ')
 if [ -n "$packages" ]; then

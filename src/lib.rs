@@ -8,9 +8,12 @@
 
 pub mod cli;
 pub mod daemon;
+mod describe;
 pub mod kernel;
 pub mod listeners;
 pub mod plan;
 pub mod policy;
 pub mod ruleset;
 pub mod trackers;
+
+pub use describe::describe;

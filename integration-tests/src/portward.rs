@@ -44,6 +44,9 @@ fn build() -> Result<PathBuf> {
     let target = profile.parent().context("the profile's folder has no parent")?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--package", "portward", "--bin", "portward", "--target-dir"]).arg(target);
+    if cfg!(feature = "bpf") {
+        cargo.args(["--features", "bpf"]);
+    }
     match profile.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => {}
         Some(name) => {
@@ -137,13 +140,45 @@ impl Daemon {
     /// # Errors
     /// With the log, when it ends or is not ready after a long time.
     pub fn start(host: &Host, policy: &Path, name: &str, folder: &Path) -> Result<Self> {
+        Self::start_with(host, policy, name, folder, &[])
+    }
+
+    /// The same with more options.
+    ///
+    /// # Errors
+    /// See [`Daemon::start`].
+    pub fn start_with(host: &Host, policy: &Path, name: &str, folder: &Path, options: &[&str]) -> Result<Self> {
+        Self::launch(host, policy, name, folder, Command::new(binary()), options)
+    }
+
+    /// The same as the last argument of another command, which has to become the daemon in the end.
+    ///
+    /// # Errors
+    /// See [`Daemon::start`].
+    ///
+    /// # Panics
+    /// Without any command.
+    pub fn start_wrapped(host: &Host, policy: &Path, name: &str, folder: &Path, wrapper: &[&str]) -> Result<Self> {
+        let (program, arguments) = wrapper.split_first().expect("a command");
+        let mut command = Command::new(program);
+        command.args(arguments).arg(binary());
+        Self::launch(host, policy, name, folder, command, &[])
+    }
+
+    fn launch(
+        host: &Host,
+        policy: &Path,
+        name: &str,
+        folder: &Path,
+        mut command: Command,
+        options: &[&str],
+    ) -> Result<Self> {
         let socket = folder.join("notify.sock");
         remove_if_there(&socket)?;
         let notifications = notifications(&socket)?;
         let log = File::options().create(true).append(true).open(folder.join("daemon.log"))?;
-        let mut command = Command::new(binary());
         command.args(["run", "--policy", text(policy)?, "--host", name, "--control-socket"]);
-        command.arg(folder.join("control.sock")).env("NOTIFY_SOCKET", &socket);
+        command.arg(folder.join("control.sock")).args(options).env("NOTIFY_SOCKET", &socket);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = host.run(|| command.spawn()).context("portward run cannot be started")?;
         let mut daemon = Self { child, notifications, folder: folder.to_owned(), host: host.clone() };

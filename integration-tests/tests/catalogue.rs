@@ -159,7 +159,7 @@ fn dynamic_ports_are_bounded_as_the_page_says() {
     let dynamic: BTreeMap<&str, _> =
         Catalogue::embedded().rows.iter().filter_map(|row| Some((row.id.as_str(), row.dynamic.as_ref()?))).collect();
     let imq = dynamic["imq"];
-    assert_eq!((imq.tracker, imq.limit, imq.ports[0].to_string()), (Tracker::Imq, 4, "32000-65535/tcp".to_owned()));
+    assert_eq!((imq.tracker, imq.limit, imq.ports[0].to_string()), (Tracker::Imq, 8, "32000-65535/tcp".to_owned()));
     let rpc = dynamic["rpc-portmapper"];
     assert_eq!((&rpc.programs[..], &rpc.when[..]), (&[100_005, 100_011][..], &[Condition::Feature("nfs".into())][..]));
     let dcom = dynamic["dcom"];

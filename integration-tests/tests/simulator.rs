@@ -5,7 +5,7 @@
 //! everywhere; `PORTWARD_SEED=N` tries that one alone, and `PORTWARD_POLICIES=N` so many.
 #![forbid(unsafe_code)]
 
-use ::portward::plan::{Direction, Plan, Query, Verdict};
+use ::portward::plan::{Direction, OpenPorts, Plan, Query, Verdict};
 use ::portward::policy::{Catalogue, Policy, Ports, Scope};
 use ::portward::ruleset::{PortRange, Protocol};
 use anyhow::{Context, Result, anyhow};
@@ -346,7 +346,8 @@ fn compare(stage: &Stage<'_>, seed: u64, catalogue: &Catalogue, kinds: &[Kind]) 
     let mut verdicts = [0; 2];
     for direction in [Direction::Ingress, Direction::Egress] {
         let probes = random_probes(&mut random, direction, &plan, kinds);
-        let explanations: Vec<_> = probes.iter().map(|probe| plan.explain(&query(direction, probe))).collect();
+        let explanations: Vec<_> =
+            probes.iter().map(|probe| plan.explain(&query(direction, probe), &OpenPorts::new())).collect();
         let allowed: Vec<bool> =
             explanations.iter().map(|explanation| explanation.verdict == Verdict::Allowed).collect();
         // What comes from the subject's own addresses never leaves it.

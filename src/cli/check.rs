@@ -3,8 +3,8 @@
 use super::input::identity;
 use super::output::{Answer, Code, count, warn};
 use super::{Error, Options};
-use crate::daemon::describe;
 use crate::daemon::load::{self, HostChoice, Site};
+use crate::describe;
 use crate::plan::HostError;
 use crate::policy::Host;
 use clap::Args;

@@ -1,21 +1,22 @@
 //! `portward explain`.
 
-use super::input::identity;
+use super::input::{dynamic_report, identity};
 use super::output::{Answer, BOLD, Code, FAINT, GREEN, RED, styled};
 use super::{Error, Options};
-use crate::plan::{Direction, Explanation, Grant, Query, Verdict};
+use crate::daemon::DEFAULT_CONTROL_SOCKET;
+use crate::plan::{Direction, Explanation, Grant, LocalScope, Query, Verdict};
 use crate::policy::Ports;
 use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Explain one packet: may this address reach this port, and by what?
 ///
 /// With --from: may the address open a connection to the port of this host? With --to: may this host open one to the port
 /// of the address? The answer names the row, the flow, the group and the line of the policy that allow it, or what would
-/// have to change. It is worked out from the policy, without root and without the kernel; ports that exist only while a
-/// process listens are not known to it. The exit code is 0 when the packet is allowed, 1 when it is denied.
+/// have to change. It is worked out from the policy, without root and without the kernel; of dynamic ports, which exist
+/// only while a process listens, those count that the running daemon has opened. The exit code is 0 when the packet is allowed, 1 when it is denied.
 #[derive(Debug, Args)]
 #[command(
     group = ArgGroup::new("peer").required(true).args(["from", "to"]),
@@ -36,6 +37,10 @@ pub(super) struct Explain {
     /// The port with its protocol, such as 514/udp, or echo/icmp
     #[arg(long, value_name = "PORT", value_parser = port)]
     port: Ports,
+
+    /// The daemon's control socket, for the dynamic ports that are open
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
+    control_socket: PathBuf,
 
     /// Print JSON
     #[arg(long)]
@@ -61,7 +66,16 @@ impl Explain {
         let site = options.site()?;
         let (host, found) = site.find(&options.choice(), &identity()?)?;
         let query = Query { direction, peer, port: self.port };
-        let explanation = site.plan(host).explain(&query);
+        let plan = site.plan(host);
+        // What the daemon has open counts where this is the host that it runs on.
+        let own = options.host.is_none() || identity()?.addresses.iter().any(|own| host.addresses.contains(own));
+        let report = if own && !plan.dynamic.is_empty() { dynamic_report(&self.control_socket) } else { None };
+        let known = report.is_some() || plan.dynamic.is_empty() || direction == Direction::Egress;
+        let open = report.map(|report| report.open_ports()).unwrap_or_default();
+        let mut explanation = plan.explain(&query, &open);
+        if !known && explanation.verdict == Verdict::Denied {
+            explanation.notes.push("no daemon answers, so that dynamic ports count as closed".to_owned());
+        }
         let code = match explanation.verdict {
             Verdict::Allowed => Code::Fine,
             Verdict::Denied => Code::No,
@@ -89,6 +103,20 @@ fn render(explanation: &Explanation, query: &Query, host: &str, policy: &Path) -
                 let place = line.map_or_else(|| "in the catalogue".to_owned(), |line| format!("at {file}:{line}"));
                 let member = crate::plan::short_network(*member);
                 format!("  row {}, flow {flow}, group {group}, {member} {place}\n", styled(BOLD, row))
+            }
+            Grant::Dynamic { service, scope, flow, group, member, line } => {
+                let place = line.map_or_else(|| "in the catalogue".to_owned(), |line| format!("at {file}:{line}"));
+                let member = crate::plan::short_network(*member);
+                let only = match scope {
+                    LocalScope::Any => String::new(),
+                    LocalScope::Ipv4 => ", to IPv4 addresses of the host".to_owned(),
+                    LocalScope::Ipv6 => ", to IPv6 addresses of the host".to_owned(),
+                    LocalScope::Address(address) => format!(", to {address} only"),
+                };
+                let service = styled(BOLD, service);
+                format!(
+                    "  dynamic {service}, flow {flow}, group {group}, {member} {place}: its process listens now{only}\n"
+                )
             }
             Grant::Loopback => "  the address is the host's own; loopback traffic is always allowed\n".to_owned(),
             Grant::EgressOff => "  the policy does not control what leaves: egress = \"off\"\n".to_owned(),
@@ -122,6 +150,15 @@ fn json_of(explanation: &Explanation, query: &Query, host: &str, found: &str) ->
             Grant::Row { row, flow, group, member, line } => json!({
                 "kind": "row",
                 "row": row,
+                "flow": flow,
+                "group": group,
+                "member": member.to_string(),
+                "line": line,
+            }),
+            Grant::Dynamic { service, scope, flow, group, member, line } => json!({
+                "kind": "dynamic",
+                "service": service,
+                "scope": scope.to_string(),
                 "flow": flow,
                 "group": group,
                 "member": member.to_string(),

@@ -2,9 +2,12 @@
 
 use super::{Error, Options};
 use crate::daemon::DEFAULT_POLICY_PATH;
+use crate::daemon::ask;
 use crate::daemon::identity::Identity;
 use crate::daemon::load::{self, HostChoice, Site, Sources};
-use std::path::PathBuf;
+use crate::daemon::protocol::{Reply, Request};
+use crate::trackers::Report;
+use std::path::{Path, PathBuf};
 
 impl Options {
     /// The files, by default those of the system.
@@ -27,4 +30,12 @@ impl Options {
 /// What this machine knows of itself.
 pub(super) fn identity() -> Result<Identity, Error> {
     Ok(Identity::of_this_host().map_err(load::Error::Identity)?)
+}
+
+/// What the daemon says of dynamic ports; `None` when none answers.
+pub(super) fn dynamic_report(control_socket: &Path) -> Option<Report> {
+    match ask(control_socket, Request::Status) {
+        Ok(Reply::Status(status)) => Some(status.dynamic),
+        _ => None,
+    }
 }

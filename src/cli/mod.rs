@@ -11,7 +11,10 @@ mod completions;
 mod diff;
 mod down;
 mod explain;
+mod flows;
+mod imq;
 mod input;
+mod listeners;
 mod man;
 mod output;
 mod reload;
@@ -19,8 +22,8 @@ mod run;
 mod show;
 mod status;
 
-use crate::daemon::{self, ClientError, describe, load, reconcile, sandbox};
-use crate::kernel;
+use crate::daemon::{self, ClientError, load, reconcile, sandbox};
+use crate::{describe, kernel};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use output::{Answer, Code};
 use std::io;
@@ -50,6 +53,7 @@ Begin with `portward run --sandbox`, which is safe anywhere, or `portward check`
   portward diff                                       what would change in the kernel?
   systemctl start portward                            enforce it, and follow the file
   portward status                                     is it enforced?
+  portward flows --denied                             does anything go on that it denies?
 
 Exit codes:
   0  all is well
@@ -98,12 +102,15 @@ enum Command {
     Check(check::Check),
     Show(show::Show),
     Explain(explain::Explain),
+    Flows(flows::Flows),
     Diff(diff::Diff),
     Apply(apply::Apply),
     Down(down::Down),
     Run(run::Run),
     Status(status::Status),
     Reload(reload::Reload),
+    Listeners(listeners::Listeners),
+    Imq(imq::Imq),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -123,11 +130,15 @@ enum Error {
     Sandbox(#[from] sandbox::Error),
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Listeners(#[from] crate::listeners::Error),
     /// What the daemon answered.
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
     Usage(String),
+    #[error("the runtime cannot be started")]
+    Runtime(#[source] io::Error),
     #[error(
         "the log level `{level}` cannot be read; expected error, warn, info, debug, trace, or directives such as info,portward::daemon=debug"
     )]
@@ -158,12 +169,15 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(&cli.options),
         Command::Show(command) => command.run(&cli.options),
         Command::Explain(command) => command.run(&cli.options),
+        Command::Flows(command) => command.run(&cli.options),
         Command::Diff(command) => command.run(&cli.options),
         Command::Apply(command) => command.run(&cli.options),
         Command::Down(command) => command.run(),
         Command::Run(command) => command.run(&cli.options),
         Command::Status(command) => command.run(),
         Command::Reload(command) => command.run(),
+        Command::Listeners(command) => command.run(&cli.options),
+        Command::Imq(command) => command.run(&cli.options),
         Command::Completions(command) => Ok(command.run(Cli::command())),
         Command::Man(command) => command.run(Cli::command()),
     };

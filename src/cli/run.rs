@@ -6,8 +6,10 @@ use crate::daemon::load::{HostChoice, Site, Sources};
 use crate::daemon::logging::{LogFormat, Logging, VARIABLE};
 use crate::daemon::sandbox::{self, Scratch};
 use crate::daemon::{Config, DEFAULT_CONTROL_SOCKET, run};
-use clap::Args;
+use crate::trackers;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Run the daemon: enforce the policy, and follow the file
 ///
@@ -34,6 +36,14 @@ pub(super) struct Run {
     #[arg(long, value_name = "PATH")]
     control_socket: Option<PathBuf>,
 
+    /// How new listeners are noticed, for dynamic ports
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    listener_events: ListenerEvents,
+
+    /// How often listeners are looked at when the kernel does not tell of new ones, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 250, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    listener_poll: u64,
+
     /// The form of the log, which goes to standard error
     #[arg(long, value_name = "FORMAT", default_value = "plain")]
     log_format: LogFormat,
@@ -43,7 +53,23 @@ pub(super) struct Run {
     log_level: Option<String>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ListenerEvents {
+    /// The kernel tells of them (BPF); where it cannot, they are looked at every now and then
+    Auto,
+    /// They are looked at every now and then
+    Poll,
+}
+
 impl Run {
+    fn trackers(&self) -> trackers::Options {
+        trackers::Options {
+            events: self.listener_events == ListenerEvents::Auto,
+            poll: Duration::from_millis(self.listener_poll),
+            ..trackers::Options::default()
+        }
+    }
+
     pub(super) fn run(&self, options: &Options) -> Result<Answer, Error> {
         let logging = Logging { format: self.log_format, level: self.log_level.clone() };
         logging.install().map_err(|source| {
@@ -54,7 +80,7 @@ impl Run {
             return self.run_sandbox(options);
         }
         let control_socket = self.control_socket.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL_SOCKET));
-        run(Config { sources: options.sources(), host: options.choice(), control_socket })?;
+        run(Config { sources: options.sources(), host: options.choice(), control_socket, trackers: self.trackers() })?;
         Ok(Answer::fine(""))
     }
 
@@ -71,7 +97,7 @@ impl Run {
         let introduction = introduction(&sources, &host, &control_socket)?;
         // Where nobody reads it, the daemon runs all the same.
         let _ = print(&introduction);
-        run(Config { sources, host, control_socket })?;
+        run(Config { sources, host, control_socket, trackers: self.trackers() })?;
         Ok(Answer::fine(""))
     }
 }

@@ -3,9 +3,9 @@
 use super::input::identity;
 use super::output::{Answer, BOLD, Code, FAINT, count, styled, table, warn};
 use super::{Error, Options};
-use crate::plan::{Allowance, Closed, Declared, Direction, Peers, Plan, Reason, RowRef, Tunnel, short_network};
+use crate::plan::{Allowance, Closed, Direction, Peers, Plan, Reason, RowRef, Tunnel, short_network};
+use crate::policy::{DynamicService, Exposure, Group, Ports, Server, Tracker};
 use crate::policy::{EgressMode, Mode};
-use crate::policy::{Group, Ports, Server, Tracker};
 use crate::ruleset::nft;
 use anstyle::Style;
 use clap::{Args, ValueEnum};
@@ -89,7 +89,7 @@ pub(super) fn table_of(plan: &Plan<'_>, found: &str, all: bool) -> String {
             section(&mut text, "out", "what nothing below opens is denied", &plan.allowances, Direction::Egress);
         }
     }
-    dynamic(&mut text, plan);
+    dynamic(&mut text, plan, all);
     named_servers(&mut text, plan);
     closed(&mut text, &plan.closed, all);
     text
@@ -146,41 +146,45 @@ fn ports(ports: &[Ports]) -> String {
     ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-fn dynamic(text: &mut String, plan: &Plan<'_>) {
-    if plan.declared.is_empty() {
+fn dynamic(text: &mut String, plan: &Plan<'_>, all: bool) {
+    let closed: Vec<_> = plan.closed_dynamic.iter().filter(|closed| all || closed.service.line.is_some()).collect();
+    if plan.dynamic.is_empty() && closed.is_empty() {
         return;
     }
-    text.push_str(&format!(
-        "\n{}  ports that exist only while a process listens; declared, not opened yet\n",
-        styled(BOLD, "dynamic")
-    ));
-    let lines: Vec<_> = plan
-        .declared
+    text.push_str(&format!("\n{}  open only while their process listens on them\n", styled(BOLD, "dynamic")));
+    let mut lines: Vec<_> = plan
+        .dynamic
         .iter()
-        .map(|declared| {
-            let what = format!(
-                "{}, at most {} of {}",
-                tracker(declared),
-                declared.dynamic.limit,
-                ports(&declared.dynamic.ports)
-            );
-            ([format!("  {}", declared.row), what, "<-".to_owned(), declared.groups.join("; ")], Style::new())
+        .map(|exposed| {
+            let service = exposed.service;
+            let what = format!("{}, at most {} of {}", tracker(service), service.limit, ports(&service.ports));
+            let mut groups: Vec<String> = Vec::new();
+            for permission in &exposed.permissions {
+                let group = peers(&permission.peers);
+                if !groups.contains(&group) {
+                    groups.push(group);
+                }
+            }
+            ([format!("  {}", service.name), what, "<-".to_owned(), groups.join("; ")], Style::new())
         })
         .collect();
+    lines.extend(closed.into_iter().map(|closed| {
+        let what = format!("closed: {}", closed.reason);
+        ([format!("  {}", closed.service.name), what, String::new(), String::new()], FAINT)
+    }));
     text.push_str(&table(&lines));
 }
 
-fn tracker(declared: &Declared<'_>) -> String {
-    match (declared.dynamic.tracker, declared.dynamic.anchor) {
-        (Tracker::Imq, _) => "the message broker's portmapper".to_owned(),
-        (Tracker::Rpc, _) => {
-            let programs: Vec<_> = declared.dynamic.programs.iter().map(ToString::to_string).collect();
+fn tracker(service: &DynamicService) -> String {
+    let anchor = service.anchor.map_or_else(String::new, |port| format!("{port}/tcp"));
+    match service.tracker {
+        Tracker::Imq => format!("the message broker on {anchor}"),
+        Tracker::Rpc => {
+            let programs: Vec<_> = service.programs.iter().map(ToString::to_string).collect();
             format!("rpcbind, programs {}", programs.join(" "))
         }
-        (Tracker::Rmi, Some(anchor)) => format!("the RMI registry on {anchor}"),
-        (Tracker::Rmi, None) => "the RMI registry".to_owned(),
-        (Tracker::Process, Some(anchor)) => format!("the process that listens on {anchor}"),
-        (Tracker::Process, None) => "the process".to_owned(),
+        Tracker::Rmi => format!("the RMI registry on {anchor}"),
+        Tracker::Process => format!("the process that listens on {anchor}"),
     }
 }
 
@@ -299,17 +303,34 @@ fn json_of(plan: &Plan<'_>, found: &str) -> Value {
         })
         .collect();
     let dynamic: Vec<_> = plan
-        .declared
+        .dynamic
         .iter()
-        .map(|declared| {
+        .map(|exposed| {
+            let service = exposed.service;
+            let mut groups: Vec<&str> = Vec::new();
+            for permission in &exposed.permissions {
+                if !groups.contains(&permission.peers.group.as_str()) {
+                    groups.push(&permission.peers.group);
+                }
+            }
             json!({
-                "row": name(&declared.row),
-                "tracker": declared.dynamic.tracker.name(),
-                "ports": words(&declared.dynamic.ports),
-                "limit": declared.dynamic.limit,
-                "groups": declared.groups,
+                "service": service.name,
+                "row": match &service.exposure {
+                    Exposure::Row(row) => Some(row),
+                    Exposure::From(_) => None,
+                },
+                "tracker": service.tracker.name(),
+                "anchor": service.anchor.map(|port| format!("{port}/tcp")),
+                "ports": words(&service.ports),
+                "limit": service.limit,
+                "groups": groups,
             })
         })
+        .collect();
+    let closed_dynamic: Vec<_> = plan
+        .closed_dynamic
+        .iter()
+        .map(|closed| json!({ "service": closed.service.name, "reason": closed.reason.to_string() }))
         .collect();
     let servers: Vec<_> = by_name(plan)
         .into_iter()
@@ -325,6 +346,7 @@ fn json_of(plan: &Plan<'_>, found: &str) -> Value {
         "allowances": allowances,
         "closed": closed,
         "dynamic": dynamic,
+        "closed_dynamic": closed_dynamic,
         "named_servers": servers,
     })
 }

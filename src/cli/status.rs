@@ -5,10 +5,15 @@ use super::output::{Answer, BOLD, Code, GREEN, RED, count, styled, table};
 use crate::daemon::protocol::{Reply, Request};
 use crate::daemon::status::{Condition, Status as DaemonStatus};
 use crate::daemon::{DEFAULT_CONTROL_SOCKET, ask};
+use crate::trackers::{Report, Source};
 use anstyle::Style;
 use clap::Args;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// So many ports of a service are named; of more, only the number is.
+const PORTS_NAMED: usize = 8;
 
 /// Ask the daemon whether the policy file is what the kernel enforces
 ///
@@ -81,7 +86,9 @@ fn render(status: &DaemonStatus, now: u64) -> String {
         let times = count(usize::try_from(status.repairs).unwrap_or(usize::MAX), "time");
         line("repaired", format!("{times}, last {} after {}: {}", ago(repair.at, now), repair.by, repair.changes));
     }
+    dynamic(&status.dynamic, &mut line);
     let mut text = format!("{}\n{}", styled(style, condition), table(&lines));
+    text.push_str(&refusals(&status.dynamic));
     for (title, failure) in [("the policy does not load", &status.policy_error), ("the kernel", &status.kernel_error)] {
         if let Some(failure) = failure {
             text.push_str(&format!("\n{} (since {}):\n", styled(BOLD, title), ago(failure.since, now)));
@@ -92,6 +99,45 @@ fn render(status: &DaemonStatus, now: u64) -> String {
         }
     }
     text
+}
+
+/// How listeners are noticed, and a line for each service with dynamic ports.
+fn dynamic(report: &Report, line: &mut impl FnMut(&str, String)) {
+    match &report.source {
+        Source::None => {}
+        Source::Bpf => line("listeners", "the kernel tells of new ones (BPF)".to_owned()),
+        Source::Polling { every, reason } => line("listeners", format!("looked at every {every} ms: {reason}")),
+    }
+    if let Some(trouble) = &report.trouble {
+        line("", trouble.clone());
+    }
+    for (index, service) in report.services.iter().enumerate() {
+        let open: BTreeSet<&str> = service.open.iter().map(|opened| opened.port.as_str()).collect();
+        let ports = match open.len() {
+            0 => "nothing open".to_owned(),
+            1..=PORTS_NAMED => format!("open {}", open.into_iter().collect::<Vec<_>>().join(" ")),
+            number => format!("{number} ports open"),
+        };
+        let title = if index == 0 { "dynamic" } else { "" };
+        line(title, format!("{}: {ports}; {}", service.name, service.detail));
+    }
+}
+
+/// What the services claim and do not get.
+fn refusals(report: &Report) -> String {
+    let lines: Vec<_> = report
+        .services
+        .iter()
+        .flat_map(|service| service.refused.iter().map(move |refused| (service, refused)))
+        .map(|(service, refused)| {
+            let what = format!("{} ({})", refused.port, refused.what);
+            ([format!("  {}", service.name), what, refused.why.clone()], Style::new())
+        })
+        .collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!("\n{}\n{}", styled(BOLD, "claimed, and not opened"), table(&lines))
 }
 
 fn ago(then: u64, now: u64) -> String {

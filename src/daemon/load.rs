@@ -2,8 +2,9 @@
 
 use super::identity::Identity;
 use crate::plan::{HostError, Plan, find_host};
-use crate::policy::{Catalogue, Diagnostics, Host, LoadError, Policy, read_source};
+use crate::policy::{Catalogue, Diagnostics, DynamicService, Exposure, Host, LoadError, Policy, read_source};
 use crate::ruleset::Ruleset;
+use crate::trackers::Watched;
 use nix::errno::Errno;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -168,10 +169,21 @@ impl Site {
     ///
     /// The policy would lock the administrators out.
     pub fn ruleset(&self, host: &Host) -> Result<Ruleset, Error> {
-        let plan = Plan::new(&self.policy, &self.catalogue, host);
+        let plan = self.plan(host);
         if plan.locks_out_admin() {
             return Err(Error::Lockout { policy: self.path.clone(), host: host.name.clone() });
         }
         Ok(plan.ruleset())
+    }
+
+    /// The services with dynamic ports that the host exposes.
+    pub fn watched(&self, host: &Host) -> Vec<Watched> {
+        let own_ports = |service: &DynamicService| match &service.exposure {
+            Exposure::Row(row) => self.catalogue.row(row).map_or_else(Vec::new, |row| row.ports.clone()),
+            Exposure::From(_) => Vec::new(),
+        };
+        let exposed = self.plan(host).dynamic;
+        let services = exposed.into_iter().map(|exposed| exposed.service);
+        services.map(|service| Watched { service: service.clone(), own_ports: own_ports(service) }).collect()
     }
 }

@@ -9,9 +9,12 @@
 #![forbid(unsafe_code)]
 
 mod control;
+mod dynamic;
+pub mod flows;
 pub mod identity;
 pub mod load;
 pub mod logging;
+mod pace;
 pub mod protocol;
 pub mod reconcile;
 pub mod sandbox;
@@ -21,9 +24,13 @@ mod watch;
 
 pub use control::{ClientError, Error as ControlError, ask};
 
+use crate::describe;
 use crate::kernel::{Kernel, Monitor, Netlink, Notification};
+use crate::plan;
 use crate::ruleset::{Ruleset, Statement};
+use crate::trackers;
 use control::{ReloadRequest, Server};
+use dynamic::{Changes, Dynamic};
 use identity::Identity;
 use load::{HostChoice, Site, Sources, Texts};
 use protocol::Reply;
@@ -64,6 +71,8 @@ pub struct Config {
     pub host: HostChoice,
     /// Where to listen for `portward status` and `portward reload`.
     pub control_socket: PathBuf,
+    /// How listeners are noticed.
+    pub trackers: trackers::Options,
 }
 
 /// Why the daemon does not run.
@@ -113,8 +122,10 @@ pub fn run(config: Config) -> Result<(), Error> {
         files.extend(config.sources.catalogue.clone());
         // Watching begins before the first read, so that no change falls between the two.
         let watcher = Watcher::new(&files).map_err(failed("the policy cannot be watched"))?;
-        let mut daemon = Daemon::new(config, Netlink::open()?);
-        daemon.start()?;
+        let dynamic =
+            Dynamic::start(config.trackers.clone()).map_err(failed("the observer of listeners cannot be started"))?;
+        let mut daemon = Daemon::new(config, Netlink::open()?, dynamic);
+        daemon.start().await?;
 
         let (reloads, reload_requests) = mpsc::channel(1);
         let server = tokio::spawn(server.run(daemon.status.subscribe(), reloads));
@@ -175,7 +186,12 @@ impl Cause {
 
 /// What the kernel shall hold, and how that is told.
 struct Desired {
+    /// With the dynamic ports that are open.
     ruleset: Ruleset,
+    /// The services with dynamic ports that the host exposes.
+    services: Vec<trackers::Watched>,
+    /// Where it comes from; `None`: from the table that an earlier daemon left.
+    site: Option<Site>,
     /// `None`: the table that an earlier daemon left.
     enforced: Option<Enforced>,
 }
@@ -183,6 +199,7 @@ struct Desired {
 struct Daemon<K> {
     config: Config,
     reconciler: Reconciler<K>,
+    dynamic: Dynamic,
     desired: Option<Desired>,
     /// The content that was looked at last, whether or not it was good.
     seen: Option<Texts>,
@@ -199,7 +216,7 @@ struct Daemon<K> {
 }
 
 impl<K: Kernel> Daemon<K> {
-    fn new(config: Config, kernel: K) -> Self {
+    fn new(config: Config, kernel: K, dynamic: Dynamic) -> Self {
         let status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -214,10 +231,12 @@ impl<K: Kernel> Daemon<K> {
             kernel_error: None,
             repairs: 0,
             last_repair: None,
+            dynamic: trackers::Report::default(),
         };
         Self {
             config,
             reconciler: Reconciler::new(kernel),
+            dynamic,
             desired: None,
             seen: None,
             host_unknown: false,
@@ -234,10 +253,11 @@ impl<K: Kernel> Daemon<K> {
     /// Without a good policy the table of an earlier daemon is kept and guarded, and the service counts as ready: a
     /// policy is enforced, and a service manager that never hears of readiness would kill the daemon that guards it.
     /// The error is in the service's status text. Without a table there is nothing to guard, and the start fails.
-    fn start(&mut self) -> Result<(), Error> {
+    async fn start(&mut self) -> Result<(), Error> {
         match self.load(Cause::Start) {
             Ok(Some(desired)) => {
-                self.desired = Some(desired);
+                self.want(desired);
+                self.adopt().await?;
                 let outcome = self.bring_into_step(Cause::Start.words())?;
                 match outcome.is_nothing() {
                     true => info!(generation = outcome.generation, "the table in the kernel is adopted as it is"),
@@ -249,7 +269,7 @@ impl<K: Kernel> Daemon<K> {
                 let snapshot = self.reconciler.snapshot()?;
                 let Some(table) = snapshot.table.clone() else { return Err(error.into()) };
                 if snapshot.foreign.is_empty() && can_be_restored(&table) {
-                    self.desired = Some(Desired { ruleset: table, enforced: None });
+                    self.desired = Some(Desired { ruleset: table, services: Vec::new(), site: None, enforced: None });
                 }
                 self.note_policy_error(&error, true);
                 warn!("the table that is in the kernel stays until the policy loads");
@@ -259,6 +279,68 @@ impl<K: Kernel> Daemon<K> {
         }
         service::ready(&self.summary());
         Ok(())
+    }
+
+    /// From now on the kernel shall hold this.
+    fn want(&mut self, desired: Desired) {
+        self.dynamic.watch(desired.services.clone());
+        self.desired = Some(desired);
+        self.open_dynamic_ports();
+    }
+
+    /// Takes over the dynamic ports that an earlier daemon has opened, as far as they are verified again: connections to
+    /// them shall not fail because this daemon has just been started.
+    async fn adopt(&mut self) -> Result<(), Error> {
+        let open = self.reconciler.snapshot()?.table.as_ref().map(plan::opened).unwrap_or_default();
+        if !open.is_empty() {
+            self.dynamic.verify_anew(open);
+            self.dynamic.verified().await;
+            self.open_dynamic_ports();
+        }
+        Ok(())
+    }
+
+    /// Puts the dynamic ports that are open into what is desired; `None` when nothing is.
+    fn open_dynamic_ports(&mut self) -> Option<plan::Part> {
+        let desired = self.desired.as_mut()?;
+        Some(plan::open(&mut desired.ruleset, self.dynamic.open()))
+    }
+
+    /// Opens and closes dynamic ports as the observer has found.
+    fn follow_listeners(&mut self) {
+        let news = self.dynamic.take();
+        if !news.changes.is_empty()
+            && let Some(part) = self.open_dynamic_ports()
+            && let Some(desired) = &self.desired
+        {
+            // First the kernel, then whoever wants to know.
+            let result = self.reconciler.apply_part(&desired.ruleset, &part);
+            self.conclude("listeners have changed", &result);
+            self.cut(&news.changes);
+        }
+        self.dynamic.log(&news);
+        self.status.send_modify(|status| status.dynamic = self.dynamic.report().clone());
+    }
+
+    /// Ends the connections of ports that have closed, where the policy wants that.
+    fn cut(&self, changes: &Changes) {
+        let to_cut = changes.closed.iter().filter(|(service, _)| self.dynamic.cuts(service));
+        let closed: Vec<plan::OpenPort> = to_cut.map(|(_, port)| *port).collect();
+        let Some((site, enforced)) = self.desired.as_ref().and_then(|desired| {
+            let Desired { site, enforced, .. } = desired;
+            Some((site.as_ref()?, enforced.as_ref()?))
+        }) else {
+            return;
+        };
+        let Some(host) = site.policy.hosts.get(&enforced.host).filter(|_| !closed.is_empty()) else { return };
+        let plan = site.plan(host);
+        let local = Identity::of_this_host().map(|identity| identity.addresses).unwrap_or_default();
+        let judge = plan.flow_judge(plan::DynamicPorts::Open(self.dynamic.open()), &local);
+        match flows::cut_closed(&judge, &closed) {
+            Ok(flows) if flows.denied > 0 => info!("connections of closed ports: {flows}"),
+            Ok(_) => {}
+            Err(error) => warn!("connections of closed ports go on: {}", describe(&error)),
+        }
     }
 
     async fn serve(
@@ -289,6 +371,7 @@ impl<K: Kernel> Daemon<K> {
                     let _ = asker.send(reply);
                 }
                 notifications = notifications(&mut self.monitor), if self.rest.is_none() => self.heed(notifications),
+                () = self.dynamic.news() => self.follow_listeners(),
                 () = until(self.rest) => {
                     self.rest = None;
                     self.reconciler.forget();
@@ -313,7 +396,7 @@ impl<K: Kernel> Daemon<K> {
             Ok(None) => return Ok("nothing".to_owned()),
             Ok(Some(desired)) => {
                 service::reloading();
-                self.desired = Some(desired);
+                self.want(desired);
                 self.bring_into_step(cause.words()).map_err(|error| describe(&error))
             }
             Err(error) => {
@@ -351,6 +434,7 @@ impl<K: Kernel> Daemon<K> {
         let identity = Identity::of_this_host().map_err(load::Error::Identity)?;
         let (host, found) = site.find(&self.config.host, &identity).inspect_err(|_| self.host_unknown = true)?;
         let ruleset = site.ruleset(host)?;
+        let services = site.watched(host);
         for warning in site.warnings.iter() {
             warn!("{warning}");
         }
@@ -363,7 +447,7 @@ impl<K: Kernel> Daemon<K> {
             warnings: site.warnings.iter().map(ToString::to_string).collect(),
         };
         self.status.send_modify(|status| status.policy_error = None);
-        Ok(Some(Desired { ruleset, enforced: Some(enforced) }))
+        Ok(Some(Desired { ruleset, services, site: Some(site), enforced: Some(enforced) }))
     }
 
     /// Applies what is desired. Whatever the kernel says is in the status afterwards.
@@ -384,8 +468,14 @@ impl<K: Kernel> Daemon<K> {
             let second = self.desired.as_ref().map(|desired| self.reconciler.verify(&desired.ruleset)).transpose()?;
             Ok(second.filter(|second| !second.is_nothing()).unwrap_or(first))
         });
+        self.conclude(cause, &result);
+        result
+    }
+
+    /// Puts what the kernel said into the status.
+    fn conclude(&mut self, cause: &str, result: &Result<Outcome, reconcile::Error>) {
         let at = now();
-        match &result {
+        match result {
             Ok(outcome) => self.status.send_modify(|status| {
                 status.kernel_error = None;
                 if !outcome.is_nothing() {
@@ -406,7 +496,6 @@ impl<K: Kernel> Daemon<K> {
             }
         }
         self.publish();
-        result
     }
 
     /// Undoes what others have done to the table; `by` is who that was.
@@ -605,20 +694,4 @@ impl fmt::Display for Touched {
         f.write_str(&self.named.join(", "))?;
         f.write_str(if self.more { " and more" } else { "" })
     }
-}
-
-/// An error with its causes, in one text.
-pub fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        // Some errors already say what their cause says.
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        source = error.source();
-    }
-    text
 }

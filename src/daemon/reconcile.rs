@@ -1,6 +1,7 @@
 //! Bringing the kernel to a desired state and keeping it there. Knows no files, no time and no tokio.
 
 use crate::kernel::{self, Kernel, Snapshot};
+use crate::plan::Part;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::{Change, diff, summary};
 use thiserror::Error;
@@ -82,6 +83,34 @@ impl<K: Kernel> Reconciler<K> {
     /// See [`enum@Error`]; the table is as it was before.
     pub fn apply(&mut self, desired: &Ruleset) -> Result<Outcome, Error> {
         self.set(Some(desired))
+    }
+
+    /// Makes the kernel hold this ruleset, which differs from what it holds in this part at most: costs what the part is,
+    /// not what there is. Where more turns out to differ, all is compared.
+    ///
+    /// # Errors
+    ///
+    /// See [`enum@Error`]; the table is as it was before.
+    pub fn apply_part(&mut self, desired: &Ruleset, part: &Part) -> Result<Outcome, Error> {
+        let Some(mut snapshot) = self.committed.take() else { return self.apply(desired) };
+        if let Some(table) = &mut snapshot.table
+            && snapshot.foreign.is_empty()
+        {
+            let wanted = part.of(desired);
+            let changes = diff(Some(&part.of(table)), Some(&wanted));
+            // From here to the kernel's word the committed state is unknown, and stays so if that word is an error.
+            let committed = match changes.is_empty() {
+                true => Ok(snapshot.generation),
+                false => self.kernel.commit(&changes, snapshot.generation),
+            };
+            if let Ok(generation) = committed {
+                part.replace(table, wanted);
+                self.committed = Some(Snapshot { generation, ..snapshot });
+                let (count, changes) = (changes.len(), summary(&changes));
+                return Ok(Outcome { changes, count, generation, foreign: Vec::new() });
+            }
+        }
+        self.apply(desired)
     }
 
     /// Removes the table.
@@ -197,7 +226,7 @@ fn changes(snapshot: &Snapshot, desired: Option<&Ruleset>) -> Vec<Change> {
 mod tests {
     use super::*;
     use crate::kernel::FakeKernel;
-    use crate::ruleset::{Chain, Rule, Set, Statement, Verdict};
+    use crate::ruleset::{Chain, PortRange, Rule, Set, Statement, Verdict, VerdictMap};
     use std::collections::VecDeque;
     use std::net::Ipv4Addr;
 
@@ -396,6 +425,43 @@ mod tests {
         assert_eq!(reconciler.generation(), Some(known + 1));
         reconciler.changed_elsewhere(known + 3);
         assert_eq!(reconciler.generation(), Some(known + 1), "a transaction in between went unheard");
+    }
+
+    /// A ruleset with a verdict map of these ports, and the part that the map is.
+    fn with_ports(addresses: &[u8], ports: &[u16]) -> (Ruleset, Part) {
+        let mut ruleset = ruleset(addresses);
+        let elements = ports.iter().map(|port| (PortRange::single(*port), Verdict::Accept)).collect();
+        ruleset.maps.insert("dynamic_tcp".into(), VerdictMap { interval: false, elements });
+        (ruleset, Part { maps: ["dynamic_tcp".into()].into(), ..Part::default() })
+    }
+
+    #[test]
+    fn a_part_is_changed_by_itself() {
+        let mut reconciler = Reconciler::new(Crossed::new());
+        reconciler.apply(&with_ports(&[1], &[]).0).unwrap();
+        let (desired, part) = with_ports(&[1], &[5, 7]);
+        let outcome = reconciler.apply_part(&desired, &part).unwrap();
+        assert_eq!((outcome.changes.as_str(), reconciler.kernel.dumps), ("2 elements added", 1));
+        assert_eq!(reconciler.kernel.table().as_ref(), Some(&desired));
+        assert!(reconciler.apply_part(&desired, &part).unwrap().is_nothing());
+        assert!(reconciler.verify(&desired).unwrap().is_nothing());
+        assert_eq!(reconciler.kernel.dumps, 1, "what was committed is known");
+    }
+
+    #[test]
+    fn a_part_that_meets_foreign_changes_leads_to_the_whole() {
+        for event in [Event::Foreign(Some(ruleset(&[9]))), Event::AnswerLost, Event::RequestLost, Event::Refused] {
+            let mut reconciler = Reconciler::new(Crossed::new());
+            reconciler.apply(&with_ports(&[1], &[]).0).unwrap();
+            let (desired, part) = with_ports(&[1], &[5]);
+            reconciler.kernel.events.push_back(event.clone());
+            reconciler.apply_part(&desired, &part).unwrap_or_else(|error| panic!("{event:?}: {error}"));
+            assert_eq!(reconciler.kernel.table().as_ref(), Some(&desired), "{event:?}");
+        }
+        let (desired, part) = with_ports(&[1], &[5]);
+        let mut unread = Reconciler::new(Crossed::new());
+        unread.apply_part(&desired, &part).unwrap();
+        assert_eq!(unread.kernel.table().as_ref(), Some(&desired));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! whoever wants to know looks at the latest one; nobody ever waits for the loop.
 
 use crate::ruleset::Ruleset;
+use crate::trackers::Report;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -35,6 +36,8 @@ pub struct Status {
     pub repairs: u64,
     /// The last time that it was.
     pub last_repair: Option<Repair>,
+    /// What the trackers of dynamic ports have found.
+    pub dynamic: Report,
 }
 
 /// The daemon's condition in one word.

@@ -30,6 +30,15 @@ pub enum Error {
         #[source]
         source: Errno,
     },
+    /// The kernel does not tell of its connection tracking.
+    #[error(
+        "the kernel has no connection tracking over netlink (CONFIG_NF_CT_NETLINK); try `modprobe nf_conntrack_netlink`"
+    )]
+    NoConntrack {
+        /// The answer that says so.
+        #[source]
+        source: Errno,
+    },
     /// The kernel refused one change, and with it the whole transaction: nothing was applied.
     #[error("the kernel refused {doing}: {}{}", source.desc(), remedy(*source))]
     Refused {

@@ -7,6 +7,7 @@
 use crate::ruleset::{
     AddressSide, Family, IcmpKind, Log, LogTarget, Name, PortKey, Protocol, Statement, Verdict, loopback,
 };
+use std::net::IpAddr;
 
 /// The value of `meta nfproto` (linux/netfilter.h).
 const NFPROTO_IPV4: u8 = 2;
@@ -145,6 +146,16 @@ fn lower_one(to: &mut Vec<Expression>, statement: &Statement) -> Result<(), Name
             to.push(address(AddressSide::Source, Family::Ipv6));
             to.push(Expression::Mask(LINK_LOCAL_MASK.to_vec()));
             to.push(equals(LINK_LOCAL_PREFIX));
+        }
+        Statement::DestinationAddress(IpAddr::V4(destination)) => {
+            lower_family(to, Family::Ipv4);
+            to.push(address(AddressSide::Destination, Family::Ipv4));
+            to.push(equals(destination.octets()));
+        }
+        Statement::DestinationAddress(IpAddr::V6(destination)) => {
+            lower_family(to, Family::Ipv6);
+            to.push(address(AddressSide::Destination, Family::Ipv6));
+            to.push(equals(destination.octets()));
         }
         Statement::InSet(side, family, set) => {
             lower_family(to, *family);
@@ -295,7 +306,10 @@ fn lift_both_ports(statements: &mut Vec<Statement>, from: &[Expression]) -> Opti
 
 /// The statement at the beginning, and the number of its expressions.
 fn lift_one(from: &[Expression]) -> Option<(Statement, usize)> {
-    lift_long(from).or_else(|| lift_pair(from)).or_else(|| lift_single(from.first()?).map(|statement| (statement, 1)))
+    lift_long(from)
+        .or_else(|| lift_destination(from))
+        .or_else(|| lift_pair(from))
+        .or_else(|| lift_single(from.first()?).map(|statement| (statement, 1)))
 }
 
 fn lift_long(from: &[Expression]) -> Option<(Statement, usize)> {
@@ -339,6 +353,19 @@ fn lift_long(from: &[Expression]) -> Option<(Statement, usize)> {
         }
         _ => None,
     }
+}
+
+fn lift_destination(from: &[Expression]) -> Option<(Statement, usize)> {
+    let [Expression::Meta(MetaKey::Family), family, load, compare, ..] = from else { return None };
+    let family = lift_family(family)?;
+    if *load != address(AddressSide::Destination, family) {
+        return None;
+    }
+    let destination = match family {
+        Family::Ipv4 => IpAddr::from(<[u8; 4]>::try_from(equal_value(compare)?).ok()?),
+        Family::Ipv6 => IpAddr::from(<[u8; 16]>::try_from(equal_value(compare)?).ok()?),
+    };
+    Some((Statement::DestinationAddress(destination), 4))
 }
 
 fn lift_pair(from: &[Expression]) -> Option<(Statement, usize)> {

@@ -2,8 +2,10 @@
 //!
 //! [`Kernel`] is what the daemon and the command line use. [`Netlink`] is the real one, over libmnl and libnftnl;
 //! [`FakeKernel`] keeps a table in memory under the same rules, for tests that need no root. [`Monitor`] tells of
-//! changes that others make. All `unsafe` code of the crate is in `netlink/native.rs`.
+//! changes that others make, [`Conntrack`] of the flows that pass; [`Sockets`] ends
+//! TCP connections of this host. All `unsafe` code of the crate is in `netlink/native.rs`.
 
+pub mod conntrack;
 mod error;
 mod expression;
 mod fake;
@@ -13,7 +15,10 @@ pub(crate) mod testing;
 
 pub use error::Error;
 pub use fake::FakeKernel;
-pub use netlink::{Monitor, Netlink, Notification};
+#[cfg(feature = "bpf")]
+pub(crate) use netlink::namespace_cookie;
+pub use netlink::{Conntrack, Destroyed, Monitor, Netlink, Notification, Sockets};
+pub(crate) use netlink::{uapi, wire};
 
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::Change;

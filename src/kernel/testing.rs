@@ -214,8 +214,9 @@ fn matching(sets: Vec<(Name, Family)>) -> BoxedStrategy<Vec<Statement>> {
         Statement::LinkLocalSource,
         Statement::Protocol(Protocol::Tcp),
     ]);
+    let destination = any::<std::net::IpAddr>().prop_map(|address| vec![Statement::DestinationAddress(address)]);
     let state = (1..8_u32).prop_map(|bits| vec![Statement::CtState(bits)]);
-    let simple = prop_oneof![icmp, port, plain.prop_map(|statement| vec![statement]), state].boxed();
+    let simple = prop_oneof![icmp, port, plain.prop_map(|statement| vec![statement]), state, destination].boxed();
     if sets.is_empty() {
         return simple;
     }

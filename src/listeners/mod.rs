@@ -1,5 +1,23 @@
 //! Who listens here: the listening sockets of this network namespace, the processes that own them, and news of both.
 
+mod closings;
+mod error;
+mod events;
+mod inet_diag;
+mod owners;
+mod process;
+mod procfs;
+mod sock_diag;
+mod users;
+
+pub use closings::{Closing, Closings};
+pub use error::Error;
+pub use events::{Event, EventSocket, Events, Unavailable};
+pub use owners::{Holders, Owners, Scan, Visibility};
+pub use process::{Identity, Mismatch, Process, ProcessError, Program};
+pub use sock_diag::SockDiag;
+pub use users::{user_id, user_name};
+
 use crate::plan::LocalScope;
 use crate::ruleset::Protocol;
 

@@ -1,8 +1,10 @@
 //! What a host may exchange with whom: the catalogue's semantics, applied once.
 
-use super::Plan;
 use super::peers::{Peers, Tunnel, View, group_name, intersection, party_name};
-use crate::policy::{Allow, Condition, Dynamic, Flow, Group, Party, PartyKind, Policy, Ports, Row, Scope};
+use super::{Exposed, Permission, Plan};
+use crate::policy::{
+    Allow, Condition, DynamicService, Exposure, Flow, Group, Party, PartyKind, Policy, Ports, Row, Scope,
+};
 use std::borrow::Cow;
 use std::fmt::{self, Display, Formatter};
 
@@ -19,7 +21,8 @@ pub struct Allowance<'a> {
     pub flow: String,
     /// Who is at the other end.
     pub peers: Peers<'a>,
-    /// Whether the ports stand for random ones of the far side (see [`Dynamic::egress`]).
+    /// Whether the ports stand for random ones of the far side (see
+    /// [`Dynamic::egress`](crate::policy::Dynamic::egress)).
     pub dynamic: bool,
 }
 
@@ -97,15 +100,13 @@ impl Display for Reason {
     }
 }
 
-/// Dynamic ports of a row as the catalogue declares them, for the peers that may reach them.
+/// A service with dynamic ports that opens nothing on this host, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Declared<'a> {
-    /// The row.
-    pub row: RowRef<'a>,
-    /// What the catalogue says about the ports.
-    pub dynamic: &'a Dynamic,
-    /// Who may reach them: the groups of the row's ingress flows on this host.
-    pub groups: Vec<String>,
+pub struct ClosedDynamic<'a> {
+    /// The service.
+    pub service: &'a DynamicService,
+    /// Why: that of its row, or its own.
+    pub reason: Reason,
 }
 
 /// A flow in one direction, seen from the host: who is at the other end.
@@ -157,8 +158,9 @@ impl<'a> Plan<'a> {
         }
 
         let before = self.allowances.len();
-        let dynamic = row.dynamic.as_ref().filter(|dynamic| dynamic.when.iter().all(|when| holds(when, self.policy)));
-        let mut dynamic_groups = Vec::new();
+        let switched_off = self.policy.dynamic.get(&row.id).is_some_and(|service| !service.enabled);
+        let dynamic = row.dynamic.as_ref().filter(|_| !switched_off);
+        let dynamic = dynamic.filter(|dynamic| dynamic.when.iter().all(|when| holds(when, self.policy)));
         let mut reason = None;
         for leg in legs {
             let mut peers = view.peers(leg.other, Tunnel::from(row.tunnelled), Some(row));
@@ -175,11 +177,6 @@ impl<'a> Plan<'a> {
                     reason.get_or_insert(Reason::OnlyFrom(adjustment.line));
                     continue;
                 }
-            }
-            if let (Direction::Ingress, Some(_)) = (leg.direction, dynamic)
-                && !dynamic_groups.contains(&peers.group)
-            {
-                dynamic_groups.push(peers.group.clone());
             }
             if let (Direction::Egress, Some(dynamic)) = (leg.direction, dynamic)
                 && !dynamic.egress.is_empty()
@@ -201,11 +198,6 @@ impl<'a> Plan<'a> {
                 peers,
                 dynamic: false,
             });
-        }
-        if let Some(dynamic) = dynamic
-            && !dynamic_groups.is_empty()
-        {
-            self.declared.push(Declared { row: reference, dynamic, groups: dynamic_groups });
         }
         if self.allowances.len() == before
             && let Some(reason) = reason
@@ -231,12 +223,7 @@ impl<'a> Plan<'a> {
                 continue;
             }
             concerned = true;
-            let mut peers = vec![view.named_peers(format!("allow.{}.{end}", set_label(&allow.name)), other)];
-            peers.extend(other.iter().filter_map(|party| match &party.kind {
-                PartyKind::Group(group) => Some(view.peers(group, Tunnel::Any, None)),
-                _ => None,
-            }));
-            for peers in peers.into_iter().filter(|peers| !peers.is_empty()) {
+            for peers in self.parties_as_peers(format!("allow.{}.{end}", set_label(&allow.name)), other) {
                 self.push(Allowance {
                     row: RowRef::Allow(&allow.name),
                     direction,
@@ -255,6 +242,59 @@ impl<'a> Plan<'a> {
             };
             self.closed.push(Closed { row: RowRef::Allow(&allow.name), ports: &allow.ports, reason });
         }
+    }
+
+    /// Adds a service with dynamic ports. The row that it is exposed by must have been added before.
+    pub(super) fn add_dynamic(&mut self, service: &'a DynamicService) {
+        let closed = |reason| ClosedDynamic { service, reason };
+        if !service.enabled {
+            return self.closed_dynamic.push(closed(Reason::Disabled(service.line.unwrap_or_default())));
+        }
+        if let Some(condition) = service.when.iter().find(|condition| !holds(condition, self.policy)) {
+            return self.closed_dynamic.push(closed(Reason::Condition(condition.to_string())));
+        }
+        let permissions: Vec<Permission<'a>> = match &service.exposure {
+            Exposure::Row(id) => {
+                let of_row = |allowance: &&Allowance<'a>| {
+                    allowance.row == RowRef::Catalogue(id) && allowance.direction == Direction::Ingress
+                };
+                self.allowances
+                    .iter()
+                    .filter(of_row)
+                    .map(|allowance| Permission { flow: allowance.flow.clone(), peers: allowance.peers.clone() })
+                    .collect()
+            }
+            Exposure::From(parties) => {
+                let names = parties.iter().map(party_name).collect::<Vec<_>>().join(", ");
+                let flow = format!("{names} -> {}", self.host.name);
+                self.parties_as_peers(format!("dynamic.{}.from", set_label(&service.name)), parties)
+                    .map(|peers| Permission { flow: flow.clone(), peers })
+                    .collect()
+            }
+        };
+        if permissions.is_empty() {
+            let reason = match &service.exposure {
+                Exposure::Row(id) => {
+                    let row = self.closed.iter().find(|closed| closed.row == RowRef::Catalogue(id));
+                    row.map_or(Reason::NotConcerned, |row| row.reason.clone())
+                }
+                Exposure::From(parties) => Reason::NoPeers(parties.iter().map(party_name).collect()),
+            };
+            return self.closed_dynamic.push(closed(reason));
+        }
+        self.dynamic.push(Exposed { service, permissions });
+    }
+
+    /// The parties at one end of an allowance, as groups of peers; empty ones are left out. `label` stands for those that
+    /// are named one by one.
+    fn parties_as_peers(&self, label: String, parties: &'a [Party]) -> impl Iterator<Item = Peers<'a>> + use<'a> {
+        let view = self.view();
+        let mut peers = vec![view.named_peers(label, parties)];
+        peers.extend(parties.iter().filter_map(|party| match &party.kind {
+            PartyKind::Group(group) => Some(view.peers(group, Tunnel::Any, None)),
+            _ => None,
+        }));
+        peers.into_iter().filter(|peers| !peers.is_empty())
     }
 
     /// Adds the allowance unless the row already allows the same to the same peers by another flow.

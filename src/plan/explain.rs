@@ -6,8 +6,9 @@
 use super::allowance::{Leg, holds, legs};
 use super::peers::{find, group_name, party_name, short_network};
 use super::ports::contains;
-use super::{Direction, Plan, RowRef, Tunnel};
+use super::{Direction, LocalScope, OpenPort, OpenPorts, Plan, RowRef, Tunnel};
 use crate::policy::{Allow, Condition, EgressMode, Group, Host, Mode, PartyKind, Ports, Row, Scope};
+use crate::ruleset::PortRange;
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -60,6 +61,21 @@ pub enum Grant {
         /// The line of the policy on which the address stands; `None` when it stands in the catalogue.
         line: Option<u32>,
     },
+    /// A port that is open because the verified process of a service listens on it now.
+    Dynamic {
+        /// The service.
+        service: String,
+        /// Packets to which of the host's addresses reach it.
+        scope: LocalScope,
+        /// By which flow.
+        flow: String,
+        /// As a member of which group.
+        group: String,
+        /// By which address or network.
+        member: IpNet,
+        /// The line of the policy on which the address stands; `None` when it stands in the catalogue.
+        line: Option<u32>,
+    },
     /// The address is the host's own, and loopback traffic is always allowed.
     Loopback,
     /// Outgoing traffic is not looked at.
@@ -81,8 +97,8 @@ pub struct NearMiss {
 pub type Remedy = String;
 
 impl Plan<'_> {
-    /// Says whether the packet may pass, and why.
-    pub fn explain(&self, query: &Query) -> Explanation {
+    /// Says whether the packet may pass, and why, while these dynamic ports are open.
+    pub fn explain(&self, query: &Query, open: &OpenPorts) -> Explanation {
         let mut notes = Vec::new();
         let is_own = query.peer.is_loopback() || self.host.addresses.contains(&query.peer);
         let grants = if is_own {
@@ -90,7 +106,7 @@ impl Plan<'_> {
         } else if query.direction == Direction::Egress && self.policy.egress == EgressMode::Off {
             vec![Grant::EgressOff]
         } else {
-            self.grants(query)
+            self.grants(query).into_iter().chain(self.dynamic_grants(query, open)).collect()
         };
         if !grants.is_empty() {
             return Explanation { verdict: Verdict::Allowed, grants, near_misses: Vec::new(), notes };
@@ -105,7 +121,7 @@ impl Plan<'_> {
         if let Some(note) = base_traffic_note(query) {
             notes.push(note.to_owned());
         }
-        Explanation { verdict: Verdict::Denied, grants, near_misses: self.near_misses(query), notes }
+        Explanation { verdict: Verdict::Denied, grants, near_misses: self.near_misses(query, open), notes }
     }
 
     fn grants(&self, query: &Query) -> Vec<Grant> {
@@ -126,8 +142,53 @@ impl Plan<'_> {
             .collect()
     }
 
-    fn near_misses(&self, query: &Query) -> Vec<NearMiss> {
+    fn dynamic_grants(&self, query: &Query, open: &OpenPorts) -> Vec<Grant> {
+        let mut grants = Vec::new();
+        for exposed in self.dynamic.iter().filter(|_| query.direction == Direction::Ingress) {
+            let service = &exposed.service.name;
+            for port in open.get(service).into_iter().flatten().filter(|port| is_open_for(port, query)) {
+                grants.extend(exposed.permissions.iter().filter_map(|permission| {
+                    let (member, line) = permission.peers.find(query.peer)?;
+                    Some(Grant::Dynamic {
+                        service: service.clone(),
+                        scope: port.scope,
+                        flow: permission.flow.clone(),
+                        group: permission.peers.group.clone(),
+                        member,
+                        line: (line > 0).then_some(line),
+                    })
+                }));
+            }
+        }
+        grants
+    }
+
+    /// Why a dynamic port is not open for this packet.
+    fn dynamic_misses(&self, query: &Query, open: &OpenPorts, misses: &mut Vec<NearMiss>) {
+        let in_range = |ports: &Ports| contains(*ports, query.port);
+        for exposed in self.dynamic.iter().filter(|exposed| exposed.service.ports.iter().any(in_range)) {
+            let service = exposed.service;
+            let mut ports = open.get(&service.name).into_iter().flatten();
+            let is_peer = exposed.permissions.iter().any(|permission| permission.peers.find(query.peer).is_some());
+            let groups: Vec<_> = exposed.permissions.iter().map(|permission| permission.peers.group.as_str()).collect();
+            let ranges: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
+            let (why, remedy) = match (ports.any(|port| is_open_for(port, query)), is_peer) {
+                (true, _) => (format!("its port is open, but {} is not in {}", query.peer, groups.join(", ")), None),
+                (false, true) => (
+                    format!("a port in {} is open while its verified process listens on it", ranges.join(", ")),
+                    Some("see what `portward status` and `portward listeners` say of the port".to_owned()),
+                ),
+                (false, false) => continue,
+            };
+            misses.push(NearMiss { row: format!("dynamic {}", service.name), why, remedy });
+        }
+    }
+
+    fn near_misses(&self, query: &Query, open: &OpenPorts) -> Vec<NearMiss> {
         let mut misses = Vec::new();
+        if query.direction == Direction::Ingress {
+            self.dynamic_misses(query, open, &mut misses);
+        }
         for row in &self.catalogue.rows {
             let dynamic = row.dynamic.iter().flat_map(|dynamic| &dynamic.egress);
             let ports = row.ports.iter().chain(dynamic.filter(|_| query.direction == Direction::Egress));
@@ -280,10 +341,21 @@ impl Grant {
     /// The address or network in short, for people.
     pub fn member(&self) -> Option<String> {
         match self {
-            Self::Row { member, .. } => Some(short_network(*member)),
+            Self::Row { member, .. } | Self::Dynamic { member, .. } => Some(short_network(*member)),
             Self::Loopback | Self::EgressOff => None,
         }
     }
+}
+
+/// Whether the listener takes packets of the query's family to its port, on whichever local address.
+fn is_open_for(port: &OpenPort, query: &Query) -> bool {
+    let of_family = match port.scope {
+        LocalScope::Any => true,
+        LocalScope::Ipv4 => query.peer.is_ipv4(),
+        LocalScope::Ipv6 => query.peer.is_ipv6(),
+        LocalScope::Address(address) => address.is_ipv4() == query.peer.is_ipv4(),
+    };
+    of_family && query.port == Ports::Range(port.protocol, PortRange::single(port.port))
 }
 
 fn condition_remedy(condition: &Condition) -> Option<Remedy> {

@@ -8,7 +8,7 @@
 use super::allowance::{Direction, RowRef, set_label};
 use super::peers::Peers;
 use super::ports::segments;
-use super::{Allowance, Plan};
+use super::{Allowance, Plan, dynamic};
 use crate::policy::{Deny, EgressMode, Member, Members, Mode, Ports};
 use crate::ruleset::{
     AddressRange, AddressSide, BaseChain, Chain, ChainPolicy, Family, Hook, IcmpKind, Log, Name, PortKey, PortRange,
@@ -55,7 +55,7 @@ mod dhcp {
 }
 
 impl Plan<'_> {
-    /// The ruleset that enforces, or observes, this plan.
+    /// The ruleset that enforces, or observes, this plan, without any dynamic port (see [`open`](super::open)).
     pub fn ruleset(&self) -> Ruleset {
         let mut builder = Builder { plan: self, ruleset: Ruleset::default() };
         builder.ingress();
@@ -95,6 +95,8 @@ struct LookUps {
     echo: Option<Name>,
 }
 
+const BOTH: &[Family] = &[Family::Ipv4, Family::Ipv6];
+
 /// One-way traffic is UDP, so UDP is asked first.
 const PROTOCOLS: [Protocol; 2] = [Protocol::Udp, Protocol::Tcp];
 
@@ -117,10 +119,17 @@ impl Builder<'_, '_> {
         let (udp, tcp): (Vec<_>, Vec<_>) =
             port_rules(&look_ups.services, PortKey::Destination).into_iter().partition(is_udp);
         let mut rules = vec![accept([Statement::CtState(ct_state::ESTABLISHED | ct_state::RELATED)])];
+        // Dynamic ports are looked up by the port that the packet has, and nowhere by the one that its sender meant: a
+        // packet that was redirected reaches another process than the one that was verified.
+        let dynamic = self.dynamic_maps();
+        let (dynamic_udp, dynamic_tcp): (Vec<_>, Vec<_>) =
+            port_rules(&dynamic, PortKey::Destination).into_iter().partition(is_udp);
         rules.extend(udp);
+        rules.extend(dynamic_udp);
         rules.push(accept([Statement::InputLoopback]));
         rules.push(Rule::new([Statement::CtState(ct_state::INVALID), Statement::Verdict(Verdict::Goto(invalid))]));
         rules.extend(tcp);
+        rules.extend(dynamic_tcp);
         rules.extend(neighbour_rules());
         rules.extend(path_mtu_rules());
         rules.extend(dhcp_rules([(dhcp::SERVER, dhcp::CLIENT), (dhcp::V6_SERVER, dhcp::V6_CLIENT)]));
@@ -249,6 +258,35 @@ impl Builder<'_, '_> {
         look_ups
     }
 
+    /// The maps of dynamic ports, without any port, and the chains that accept the peers of each service.
+    fn dynamic_maps(&mut self) -> Vec<(Protocol, Name)> {
+        let plan = self.plan;
+        let mut maps = Vec::new();
+        for protocol in PROTOCOLS {
+            let has = |ports: &Ports| matches!(ports, Ports::Range(of, _) if *of == protocol);
+            if plan.dynamic.iter().any(|exposed| exposed.service.ports.iter().any(has)) {
+                let name = dynamic::map_name(protocol);
+                self.ruleset.maps.insert(name.clone(), VerdictMap::default());
+                maps.push((protocol, name));
+            }
+        }
+        for exposed in &plan.dynamic {
+            let mut peers: Vec<&Peers<'_>> = Vec::new();
+            for permission in &exposed.permissions {
+                if !peers.iter().any(|other| other.label == permission.peers.label) {
+                    peers.push(&permission.peers);
+                }
+            }
+            for (family, families) in
+                [(None, BOTH), (Some(dynamic::IPV4), &[Family::Ipv4]), (Some(dynamic::IPV6), &[Family::Ipv6])]
+            {
+                let rules = self.peer_rules(AddressSide::Source, &peers, families);
+                self.add_chain(&dynamic::service_chain(&exposed.service.name, family), None, rules);
+            }
+        }
+        maps
+    }
+
     /// The chain for what exactly these rows open: one rule for each set of peers that any of them admits.
     fn owners_chain(
         &mut self,
@@ -268,20 +306,20 @@ impl Builder<'_, '_> {
                 peers.push(&allowance.peers);
             }
         }
-        let rules = self.peer_rules(side.address, &peers);
+        let rules = self.peer_rules(side.address, &peers, BOTH);
         let name = self.add_chain(&name, None, rules);
         chains.insert(of, name.clone());
         name
     }
 
     /// Rules that accept packets of these peers: single addresses, which are hashed, before networks.
-    fn peer_rules(&mut self, side: AddressSide, peers: &[&Peers<'_>]) -> Vec<Rule> {
+    fn peer_rules(&mut self, side: AddressSide, peers: &[&Peers<'_>], families: &[Family]) -> Vec<Rule> {
         let covered = |family| peers.iter().any(|peers| peers.covers(family));
-        if covered(Family::Ipv4) && covered(Family::Ipv6) {
+        if families == BOTH && covered(Family::Ipv4) && covered(Family::Ipv6) {
             return vec![accept([Statement::Counter])];
         }
         let mut rules = Vec::new();
-        for family in [Family::Ipv4, Family::Ipv6] {
+        for &family in families {
             if covered(family) {
                 rules.push(accept([Statement::Family(family), Statement::Counter]));
                 continue;
@@ -380,6 +418,10 @@ fn accept(statements: impl IntoIterator<Item = Statement>) -> Rule {
     Rule::new(statements.into_iter().chain([Statement::Verdict(Verdict::Accept)]))
 }
 
+pub(super) fn jump(statements: impl IntoIterator<Item = Statement>, chain: &str) -> Rule {
+    Rule::new(statements.into_iter().chain([Statement::Verdict(Verdict::Jump(chain.into()))]))
+}
+
 fn goto(chain: &Name) -> Rule {
     Rule::new([Statement::Verdict(Verdict::Goto(chain.clone()))])
 }
@@ -436,7 +478,7 @@ fn echo_rules(chain: Option<&Name>) -> Vec<Rule> {
 
 /// `in_` and the rows, joined by `/`, which no row's name has. When there are too many, the first ones and a digest of
 /// all, so that the same rows always have the same name.
-fn chain_name(prefix: &str, labels: impl Iterator<Item = String>) -> String {
+pub(super) fn chain_name(prefix: &str, labels: impl Iterator<Item = String>) -> String {
     let labels: Vec<_> = labels.collect();
     let full = format!("{prefix}{}", labels.join("/"));
     if full.len() <= CHAIN_NAME_LIMIT {

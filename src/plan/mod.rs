@@ -10,16 +10,18 @@ mod allowance;
 mod dynamic;
 mod explain;
 mod find_host;
+mod flows;
 mod lower;
 mod peers;
 mod ports;
 #[cfg(test)]
 mod tests;
 
-pub use allowance::{Allowance, Closed, Declared, Direction, Reason, RowRef};
-pub use dynamic::{LocalScope, OpenPort, OpenPorts};
+pub use allowance::{Allowance, Closed, ClosedDynamic, Direction, Reason, RowRef};
+pub use dynamic::{Exposed, LocalScope, OpenPort, OpenPorts, Part, Permission, open, opened};
 pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
 pub use find_host::{Candidate, HostError, find_host};
+pub use flows::{DynamicPorts, FlowJudge, FlowKind, FlowStart, Judgement, Pass, Way};
 pub use peers::{Peers, Tunnel, short_network};
 
 use crate::policy::{Catalogue, Host, Policy, Ports};
@@ -39,20 +41,32 @@ pub struct Plan<'a> {
     pub allowances: Vec<Allowance<'a>>,
     /// The rows that open nothing here, in the same order.
     pub closed: Vec<Closed<'a>>,
-    /// Dynamic ports as the catalogue declares them.
-    pub declared: Vec<Declared<'a>>,
+    /// Services with dynamic ports that somebody may reach here, by name.
+    pub dynamic: Vec<Exposed<'a>>,
+    /// Those that open nothing here, by name.
+    pub closed_dynamic: Vec<ClosedDynamic<'a>>,
 }
 
 impl<'a> Plan<'a> {
     /// Works out what the policy and the catalogue allow on this host.
     pub fn new(policy: &'a Policy, catalogue: &'a Catalogue, host: &'a Host) -> Self {
-        let mut plan =
-            Self { policy, catalogue, host, allowances: Vec::new(), closed: Vec::new(), declared: Vec::new() };
+        let mut plan = Self {
+            policy,
+            catalogue,
+            host,
+            allowances: Vec::new(),
+            closed: Vec::new(),
+            dynamic: Vec::new(),
+            closed_dynamic: Vec::new(),
+        };
         for row in &catalogue.rows {
             plan.add_row(row);
         }
         for allow in policy.allows.values() {
             plan.add_allow(allow);
+        }
+        for service in policy.dynamic.values() {
+            plan.add_dynamic(service);
         }
         plan
     }

@@ -41,7 +41,7 @@ fn explained(more: &str, host: &str, direction: Direction, peer: &str, port: &st
     let catalogue = Catalogue::embedded();
     let loaded = Policy::parse(&format!("{DEPLOYMENT}{more}"), "policy.toml", catalogue).unwrap();
     let plan = Plan::new(&loaded.policy, catalogue, &loaded.policy.hosts[host]);
-    plan.explain(&Query { direction, peer: peer.parse().unwrap(), port: port.parse().unwrap() })
+    plan.explain(&Query { direction, peer: peer.parse().unwrap(), port: port.parse().unwrap() }, &OpenPorts::new())
 }
 
 use Direction::{Egress, Ingress};
@@ -89,7 +89,7 @@ fn allowances_add_up() {
     let loaded = Policy::parse(&with, "policy.toml", catalogue).unwrap();
     let plan = Plan::new(&loaded.policy, catalogue, &loaded.policy.hosts["main"]);
     let query = Query { direction: Ingress, peer: "10.0.0.22".parse().unwrap(), port: "514/tcp".parse().unwrap() };
-    assert_eq!(plan.explain(&query).verdict, Allowed);
+    assert_eq!(plan.explain(&query, &OpenPorts::new()).verdict, Allowed);
     assert_eq!(verdict(more, "main", Ingress, "10.0.0.21", "514/tcp"), Denied);
     assert_eq!(verdict(more, "main", Ingress, "198.51.100.1", "514/tcp"), Allowed);
 }

@@ -56,10 +56,7 @@ impl<'t> Table<'t> {
     /// Reports the keys that are not among the known ones. `place` reads on after "in", such as `a [[host]]`.
     pub(super) fn check_keys(&self, report: &mut Report<'_>, place: &str, known: &[&str]) {
         for key in self.keys().filter(|key| !known.contains(&key.value)) {
-            let mistake = Mistake::new(format!("unknown key {} in {place}", quoted(key.value)))
-                .expected(format!("one of: {}", listed(known.iter().copied())))
-                .suggest(key.value, known.iter().copied());
-            report.error(key.span, mistake);
+            report_unknown_key(report, &key, place, known);
         }
     }
 
@@ -78,8 +75,48 @@ impl<'t> Table<'t> {
         report.error(self.span.clone(), mistake);
     }
 
+    /// Reports a list that is missing or empty; whether it is neither.
+    pub(super) fn require_entries(&self, report: &mut Report<'_>, key: &str, example: &str) -> bool {
+        if self.get(key).is_none() {
+            self.report_missing(report, key, example);
+            return false;
+        }
+        self.refuse_empty(report, key, example)
+    }
+
+    /// Reports a list that is there and empty; whether it has entries. Anything but an array is reported where it is
+    /// read.
+    pub(super) fn refuse_empty(&self, report: &mut Report<'_>, key: &str, example: &str) -> bool {
+        let Some(value) = self.get(key) else { return false };
+        let Some(items) = value.get_ref().as_array() else { return false };
+        if items.is_empty() {
+            let mistake =
+                Mistake::new(format!("`{key}` is empty")).expected(format!("at least one, as in `{example}`"));
+            report.error(value.span(), mistake);
+        }
+        !items.is_empty()
+    }
+
     pub(super) fn text(&self, report: &mut Report<'_>, key: &str) -> Option<Text<'t>> {
         text(report, self.get(key)?)
+    }
+
+    /// The strings of an array, if the key is there.
+    pub(super) fn texts(&self, report: &mut Report<'_>, key: &str) -> Vec<Text<'t>> {
+        self.list(report, key).map(|list| texts(report, &list)).unwrap_or_default()
+    }
+
+    /// The strings of a key that takes one string as well as an array of them, if the key is there.
+    pub(super) fn text_or_texts(&self, report: &mut Report<'_>, key: &str) -> Vec<Text<'t>> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        match value.get_ref() {
+            DeValue::String(_) => text(report, value).into_iter().collect(),
+            DeValue::Array(_) => self.texts(report, key),
+            _ => {
+                report_kind(report, value, "a string, or an array of strings");
+                Vec::new()
+            }
+        }
     }
 
     pub(super) fn boolean(&self, report: &mut Report<'_>, key: &str, default: bool) -> bool {
@@ -88,6 +125,12 @@ impl<'t> Table<'t> {
             report_kind(report, value, "true or false");
             default
         })
+    }
+
+    /// One of several words.
+    pub(super) fn choice<T: Copy>(&self, report: &mut Report<'_>, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        let word = self.text(report, key)?;
+        choice(report, key, &word, choices)
     }
 
     /// A whole number within a range.
@@ -128,6 +171,25 @@ impl<'t> Table<'t> {
     }
 }
 
+/// Reports a key that is not among the known ones. `place` reads on after "in".
+pub(super) fn report_unknown_key(report: &mut Report<'_>, key: &Text<'_>, place: &str, known: &[&str]) {
+    let mistake = Mistake::new(format!("unknown key {} in {place}", quoted(key.value)))
+        .expected(format!("one of: {}", listed(known.iter().copied())))
+        .suggest(key.value, known.iter().copied());
+    report.error(key.span.clone(), mistake);
+}
+
+/// Reports, as a warning, an entry of a list that is there already.
+pub(super) fn report_twice(report: &mut Report<'_>, word: &Text<'_>) {
+    let mistake = Mistake::new(format!("{} is listed twice", quoted(word.value))).help("one of the two can go");
+    report.warning(word.span.clone(), mistake);
+}
+
+/// The strings of an array; what is no string is reported.
+pub(super) fn texts<'t>(report: &mut Report<'_>, list: &List<'t>) -> Vec<Text<'t>> {
+    list.value.iter().filter_map(|value| text(report, value)).collect()
+}
+
 /// A value that must be a string.
 pub(super) fn text<'t>(report: &mut Report<'_>, value: &'t Spanned<DeValue<'t>>) -> Option<Text<'t>> {
     let text = value.get_ref().as_str();
@@ -160,8 +222,7 @@ pub(super) fn number(report: &mut Report<'_>, value: &Spanned<DeValue<'_>>, rang
     number
 }
 
-/// One of several words.
-pub(super) fn choice<T: Copy>(report: &mut Report<'_>, key: &str, word: &Text<'_>, choices: &[(&str, T)]) -> Option<T> {
+fn choice<T: Copy>(report: &mut Report<'_>, key: &str, word: &Text<'_>, choices: &[(&str, T)]) -> Option<T> {
     let names = || choices.iter().map(|(name, _)| *name);
     let chosen = choices.iter().find(|(name, _)| *name == word.value);
     if chosen.is_none() {

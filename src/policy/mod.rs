@@ -22,7 +22,8 @@ pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use dynamic::{DynamicService, Exposure, OnClose, ProcessMatch};
 pub use load::{LARGEST_SOURCE, LoadError, read_source};
 pub use site::{
-    Allow, Deny, EgressMode, Host, Loaded, Logging, Member, Members, Mode, Party, PartyKind, Policy, RowAdjustment,
+    Allow, Deny, EgressMode, Host, Loaded, Logging, Member, Members, Mode, OnTighten, Party, PartyKind, Policy,
+    RowAdjustment,
 };
 pub use version::{Version, VersionError};
 pub use words::PortsError;

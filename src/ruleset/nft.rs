@@ -5,6 +5,7 @@ use super::{
     Ruleset, Set, Statement, TABLE, Verdict, VerdictMap,
 };
 use std::fmt::{self, Display, Formatter};
+use std::net::IpAddr;
 
 /// Elements on one line of the text.
 const ELEMENTS_PER_LINE: usize = 8;
@@ -158,6 +159,8 @@ impl Display for Statement {
             Self::IcmpType(kind, number) => write!(f, "{kind} type {number}"),
             Self::IcmpCode(kind, number) => write!(f, "{kind} code {number}"),
             Self::LinkLocalSource => f.write_str("ip6 saddr fe80::/10"),
+            Self::DestinationAddress(IpAddr::V4(address)) => write!(f, "ip daddr {address}"),
+            Self::DestinationAddress(IpAddr::V6(address)) => write!(f, "ip6 daddr {address}"),
             Self::InSet(side, family, set) => {
                 let header = if *family == Family::Ipv4 { "ip" } else { "ip6" };
                 let field = if *side == AddressSide::Source { "saddr" } else { "daddr" };

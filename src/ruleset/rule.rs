@@ -1,6 +1,7 @@
 //! Rules: a sequence of statements, each of which the kernel module lowers to a fixed sequence of expressions.
 
 use super::{Family, Name, Protocol, Verdict};
+use std::net::IpAddr;
 
 /// One rule: statements evaluated from first to last; a match that fails ends the rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub enum Statement {
     IcmpCode(IcmpKind, u8),
     /// `ip6 saddr fe80::/10`: a link-local IPv6 source.
     LinkLocalSource,
+    /// `ip daddr 192.0.2.1` or `ip6 daddr 2001:db8::1`: family and destination address.
+    DestinationAddress(IpAddr),
     /// `ip saddr @set` or `ip6 daddr @set`: family and membership.
     InSet(AddressSide, Family, Name),
     /// `limit rate 10/second burst 20 packets`: the rule goes on at most this often.

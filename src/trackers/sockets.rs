@@ -22,7 +22,7 @@ pub(super) trait Holder {
 }
 
 /// The number of a process and when it started, in clock ticks since the machine did.
-pub(super) type Identity = (i32, u64);
+pub(super) type Identity = (u32, u64);
 
 /// A listener with the processes that hold it.
 #[derive(Debug)]
@@ -45,6 +45,7 @@ pub(super) struct Sockets<P> {
     by_port: BTreeMap<(Protocol, u16), BTreeSet<u64>>,
     by_process: BTreeMap<Identity, BTreeSet<u64>>,
     by_unit: BTreeMap<String, BTreeSet<u64>>,
+    unowned: BTreeSet<u64>,
 }
 
 impl<P: Holder> Sockets<P> {
@@ -54,21 +55,33 @@ impl<P: Holder> Sockets<P> {
             by_port: BTreeMap::new(),
             by_process: BTreeMap::new(),
             by_unit: BTreeMap::new(),
+            unowned: BTreeSet::new(),
         }
     }
 
-    /// Adds a listener that nobody has looked at yet; says whether it was unknown.
-    pub(super) fn insert(&mut self, listener: Listener) -> bool {
+    /// Adds a listener that nobody has looked at yet; says whether it was unknown. `wanted`: its holders are to be looked
+    /// up.
+    pub(super) fn insert(&mut self, listener: Listener, wanted: bool) -> bool {
         if self.by_cookie.contains_key(&listener.cookie) {
             return false;
         }
         self.by_port.entry((listener.protocol, listener.port)).or_default().insert(listener.cookie);
+        if wanted {
+            self.unowned.insert(listener.cookie);
+        }
         self.by_cookie.insert(listener.cookie, Socket { listener, holders: None });
         true
     }
 
+    /// Decides anew which of the listeners without known holders are to be looked up.
+    pub(super) fn reconsider(&mut self, wanted: impl Fn(&Listener) -> bool) {
+        let unknown = self.by_cookie.values().filter(|socket| socket.holders.is_none());
+        self.unowned = unknown.map(|socket| socket.listener).filter(wanted).map(|listener| listener.cookie).collect();
+    }
+
     pub(super) fn remove(&mut self, cookie: u64) -> Option<Socket<P>> {
         let socket = self.by_cookie.remove(&cookie)?;
+        self.unowned.remove(&cookie);
         take(&mut self.by_port, &(socket.listener.protocol, socket.listener.port), cookie);
         self.forget_holders(cookie, socket.holders());
         Some(socket)
@@ -76,6 +89,7 @@ impl<P: Holder> Sockets<P> {
 
     pub(super) fn set_holders(&mut self, cookie: u64, holders: Vec<Arc<P>>) {
         let Some(before) = self.by_cookie.get_mut(&cookie).map(|socket| socket.holders.take()) else { return };
+        self.unowned.remove(&cookie);
         self.forget_holders(cookie, before.iter().flatten());
         for holder in &holders {
             self.by_process.entry(holder.identity()).or_default().insert(cookie);
@@ -106,6 +120,11 @@ impl<P: Holder> Sockets<P> {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Socket<P>> {
         self.by_cookie.values()
+    }
+
+    /// The listeners whose holders are still to be looked up.
+    pub(super) fn unowned(&self) -> impl Iterator<Item = &Listener> {
+        self.unowned.iter().filter_map(|cookie| self.by_cookie.get(cookie)).map(|socket| &socket.listener)
     }
 
     /// The listeners on a port, on whichever address.

@@ -1,11 +1,14 @@
 //! What the trackers have found out, for the daemon to enforce and for people to read.
 
-use crate::plan::OpenPorts;
+use crate::plan::{OpenPort, OpenPorts};
+use crate::policy::Ports;
 use serde::{Deserialize, Serialize};
 
 /// What the trackers know at one moment. The fields are documented in docs/json.md.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observation {
+    /// The revision of what was watched, see [`Wanted::revision`](super::Wanted::revision).
+    pub revision: u64,
     /// The ports to open.
     pub open: OpenPorts,
     /// How that came about.
@@ -21,6 +24,19 @@ pub struct Report {
     pub trouble: Option<String>,
     /// The services with dynamic ports that this host exposes, by name.
     pub services: Vec<ServiceReport>,
+}
+
+impl Report {
+    /// The ports that are open. What this version does not understand is left out.
+    pub fn open_ports(&self) -> OpenPorts {
+        let port = |opened: &Opened| {
+            let Ports::Range(protocol, range) = opened.port.parse().ok()? else { return None };
+            Some(OpenPort { protocol, port: range.first, scope: opened.scope.parse().ok()? })
+        };
+        let of_service =
+            |service: &ServiceReport| (service.name.clone(), service.open.iter().filter_map(port).collect());
+        self.services.iter().map(of_service).collect()
+    }
 }
 
 /// How new listeners are noticed.

@@ -43,15 +43,20 @@ pub(super) struct Verdict {
     pub(super) refused: Vec<RefusedPort>,
 }
 
-/// Looks who owns the anchor.
-pub(super) fn anchor<P: Holder>(service: &DynamicService, sockets: &Sockets<P>) -> Anchor<P> {
+/// Looks who owns the anchor. `user` is the number of the user that the policy asks for: nobody looks for the process of
+/// another user's socket.
+pub(super) fn anchor<P: Holder>(service: &DynamicService, user: Option<u32>, sockets: &Sockets<P>) -> Anchor<P> {
     let Some(port) = service.anchor else { return Anchor::Absent };
     let mut why = None;
     let mut verified: Vec<Arc<P>> = Vec::new();
     let mut ask: Option<Listener> = None;
     for socket in sockets.on_port(Protocol::Tcp, port) {
         let Some(holders) = &socket.holders else {
-            why.get_or_insert_with(|| "its process is not known yet".to_owned());
+            let uid = socket.listener.uid;
+            why.get_or_insert_with(|| match (user, &service.process.user) {
+                (Some(user), Some(name)) if user != uid => format!("its socket was made by user {uid}, not by {name}"),
+                _ => "its process is not known yet".to_owned(),
+            });
             continue;
         };
         if holders.is_empty() {
@@ -135,7 +140,7 @@ pub(super) fn judge<P: Holder>(
             continue;
         }
         for (scope, process) in scopes {
-            let opened = Opened { port: name(protocol, port), scope: scope_name(scope), what: what.clone(), process };
+            let opened = Opened { port: name(protocol, port), scope: scope.to_string(), what: what.clone(), process };
             verdict.open.insert(OpenPort { protocol, port, scope }, opened);
         }
     }
@@ -251,15 +256,6 @@ fn is_own(own_ports: &[Ports], protocol: Protocol, port: u16) -> bool {
 /// A port as people write it.
 pub(super) fn name(protocol: Protocol, port: u16) -> String {
     format!("{port}/{}", protocol.name())
-}
-
-fn scope_name(scope: LocalScope) -> String {
-    match scope {
-        LocalScope::Any => "any".to_owned(),
-        LocalScope::Ipv4 => "ipv4".to_owned(),
-        LocalScope::Ipv6 => "ipv6".to_owned(),
-        LocalScope::Address(address) => address.to_string(),
-    }
 }
 
 #[cfg(test)]

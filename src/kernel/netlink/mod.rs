@@ -2,36 +2,36 @@
 #![deny(unsafe_code)]
 
 mod batch;
+mod conntrack;
+mod conversation;
 mod dump;
 mod monitor;
 mod native;
-mod uapi;
-mod wire;
+mod sockets;
+pub(crate) mod uapi;
+pub(crate) mod wire;
 
+pub use conntrack::Conntrack;
 pub use monitor::{Monitor, Notification};
+#[cfg(feature = "bpf")]
+pub(crate) use native::namespace_cookie;
+pub use sockets::{Destroyed, Sockets};
 
 use super::{Error, Kernel, Snapshot, next_generation};
 use crate::ruleset::TABLE;
 use crate::ruleset::diff::Change;
 use batch::Handles;
+use conversation::{Conversation, Outcome, malformed_error};
 use dump::TableReader;
-use native::{NetlinkOption, Socket, Unbuildable};
+use native::{Bus, Unbuildable};
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout, SndBuf, SndBufForce};
-use nix::sys::socket::{MsgFlags, recv, setsockopt};
-use nix::sys::time::TimeVal;
-use std::os::fd::{AsFd, AsRawFd};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{SndBuf, SndBufForce};
+use std::os::fd::AsFd;
 use std::time::Duration;
-use uapi::{NFPROTO_INET, NFPROTO_UNSPEC, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, message};
-use wire::{Header, Malformed, Message, begin_message, end_message, messages, nf_tables, put_text};
+use uapi::{NFPROTO_INET, NFPROTO_UNSPEC, NLM_F_DUMP, NLMSG_ERROR, message};
+use wire::{Malformed, Message, nf_tables, put_text};
 
-/// What one receive call can take: netlink dumps come in datagrams of at most 32 KiB (`netlink_dump`,
-/// net/netlink/af_netlink.c), single messages may be longer.
-const RECEIVE_BUFFER: usize = 256 * 1024;
-/// Queue for answers. The default overflows at 256 acknowledgements.
-const RECEIVE_QUEUE: usize = 8 * 1024 * 1024;
-/// How long an answer may take. A commit waits for the kernel's own lock, which others may hold for seconds.
-const ANSWER_TIMEOUT_SECONDS: i64 = 30;
 /// Consistent dumps are tried so often while others change the ruleset.
 const DUMP_ATTEMPTS: u64 = 20;
 /// The kernel's own number for "the generation is another one" (linux/errno.h); user space has no name for it.
@@ -39,9 +39,7 @@ const ERESTART: i32 = 85;
 
 /// Table `inet portward` of the network namespace in which it was opened.
 pub struct Netlink {
-    socket: Socket,
-    sequence: u32,
-    buffer: Vec<u8>,
+    conversation: Conversation,
     send_queue: usize,
 }
 
@@ -51,59 +49,16 @@ impl Netlink {
     /// # Errors
     /// When there is no netlink, or no memory for the queues.
     pub fn open() -> Result<Self, Error> {
-        const DOING: &str = "opening a netlink socket";
-        let socket = Socket::open().map_err(|errno| Error::from_errno(DOING, errno))?;
-        // Without the privilege the ordinary limit has to do; what needs more will say that it is not permitted.
-        let _ = setsockopt(&socket.as_fd(), RcvBufForce, &RECEIVE_QUEUE)
-            .or_else(|_| setsockopt(&socket.as_fd(), RcvBuf, &RECEIVE_QUEUE));
-        setsockopt(&socket.as_fd(), ReceiveTimeout, &TimeVal::new(ANSWER_TIMEOUT_SECONDS, 0))
-            .and_then(|()| socket.set_option(NetlinkOption::CapAck, 1))
-            .map_err(|errno| Error::from_errno(DOING, errno))?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BUFFER], send_queue: 0 })
-    }
-
-    fn take_sequences(&mut self, count: u32) -> u32 {
-        // Never 0, which is the sequence number of notifications.
-        let first = self.sequence.checked_add(count).map_or(1, |_| self.sequence + 1);
-        self.sequence = first.saturating_add(count);
-        first
+        Ok(Self { conversation: Conversation::open(Bus::Netfilter)?, send_queue: 0 })
     }
 
     /// The sequence number that a batch begins with, far enough from the end of the numbers.
     fn first_sequence_of_batch(&mut self) -> u32 {
-        if self.sequence > u32::MAX / 2 {
-            self.sequence = 0;
+        let sequence = &mut self.conversation.sequence;
+        if *sequence > u32::MAX / 2 {
+            *sequence = 0;
         }
-        self.sequence + 1
-    }
-
-    /// Receives messages until the visitor is satisfied.
-    fn receive(
-        &mut self,
-        doing: &str,
-        mut visit: impl FnMut(&Message<'_>) -> Result<bool, Malformed>,
-    ) -> Result<(), Error> {
-        loop {
-            let length = match recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Ok(length) => length,
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(Error::from_errno(doing, errno)),
-            };
-            let Some(received) = self.buffer.get(..length) else {
-                return Err(Error::from_errno(doing, Errno::ENOSPC));
-            };
-            for message in messages(received) {
-                let done = message.and_then(|message| visit(&message));
-                if done.map_err(|malformed| malformed_error(doing, malformed))? {
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// Throws away what is still queued, such as further errors of a batch that failed.
-    fn drain(&mut self) {
-        while recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT).is_ok() {}
+        *sequence + 1
     }
 
     /// Asks for one object or for a dump; hands every message of the answer to `visit`. `Ok(false)`: the object is not
@@ -113,48 +68,22 @@ impl Netlink {
         doing: &str,
         (kind, flags, family): (u16, u16, u8),
         names: &[(u16, &str)],
-        mut visit: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
+        visit: impl FnMut(&Message<'_>) -> Result<(), Malformed>,
     ) -> Result<Answer, Error> {
-        self.drain();
-        let sequence = self.take_sequences(1);
-        let mut request = Vec::new();
-        let start = begin_message(&mut request, Header { kind: nf_tables(kind), flags, sequence, family, resource: 0 });
-        for (number, name) in names {
-            put_text(&mut request, *number, name);
-        }
-        end_message(&mut request, start);
-        self.socket.send(&request).map_err(|errno| Error::from_errno(doing, errno))?;
-
-        let mut answer = Answer::Complete;
-        let is_dump = flags & NLM_F_DUMP == NLM_F_DUMP;
-        let mut failure = 0;
-        self.receive(doing, |message| {
-            if message.sequence != sequence {
-                return Ok(false);
+        let fill = |request: &mut Vec<u8>| {
+            for (number, name) in names {
+                put_text(request, *number, name);
             }
-            if message.flags & NLM_F_DUMP_INTR != 0 {
-                answer = Answer::Interrupted;
-            }
-            match message.kind {
-                // The end of a dump may carry the error that ended it.
-                NLMSG_DONE if message.payload.len() < size_of::<i32>() => Ok(true),
-                NLMSG_DONE | NLMSG_ERROR => {
-                    failure = message.error()?;
-                    Ok(true)
-                }
-                _ => visit(message).map(|()| !is_dump),
-            }
-        })?;
-        match Errno::from_raw(failure) {
-            // The end of a whole dump carries a number that is no error.
-            _ if failure <= 0 => Ok(answer),
-            Errno::ENOENT => Ok(Answer::Missing),
-            Errno::EINTR => Ok(Answer::Interrupted),
+        };
+        match self.conversation.ask(doing, (nf_tables(kind), flags, family), fill, visit)? {
+            Outcome::Complete => Ok(Answer::Complete),
+            Outcome::Failed(Errno::ENOENT) => Ok(Answer::Missing),
+            Outcome::Interrupted | Outcome::Failed(Errno::EINTR) => Ok(Answer::Interrupted),
             // What nfnetlink answers when nobody takes its messages (`nfnetlink_rcv_msg`, net/netfilter/nfnetlink.c).
-            source @ (Errno::EINVAL | Errno::EOPNOTSUPP) if kind == message::GETGEN => {
+            Outcome::Failed(source @ (Errno::EINVAL | Errno::EOPNOTSUPP)) if kind == message::GETGEN => {
                 Err(Error::Unsupported { source })
             }
-            errno => Err(Error::from_errno(doing, errno)),
+            Outcome::Failed(errno) => Err(Error::from_errno(doing, errno)),
         }
     }
 
@@ -218,8 +147,9 @@ impl Netlink {
         if wanted <= self.send_queue {
             return Ok(());
         }
-        setsockopt(&self.socket.as_fd(), SndBufForce, &wanted)
-            .or_else(|_| setsockopt(&self.socket.as_fd(), SndBuf, &wanted))
+        let socket = &self.conversation.socket;
+        setsockopt(&socket.as_fd(), SndBufForce, &wanted)
+            .or_else(|_| setsockopt(&socket.as_fd(), SndBuf, &wanted))
             .map_err(|errno| Error::from_errno("making room for a transaction", errno))?;
         self.send_queue = wanted;
         Ok(())
@@ -256,7 +186,7 @@ impl Kernel for Netlink {
         }
         let handles =
             if changes.iter().any(Change::needs_rule_handles) { self.rule_handles()? } else { Handles::default() };
-        self.drain();
+        self.conversation.drain();
         let first = self.first_sequence_of_batch();
         let batch = match batch::build(changes, generation, &handles, first) {
             Ok(batch) => batch,
@@ -264,15 +194,15 @@ impl Kernel for Netlink {
             Err(_) if self.generation()? != generation => return Err(Error::Changed),
             Err(Unbuildable(why)) => return Err(Error::Inexpressible(why.to_owned())),
         };
-        self.sequence = batch.last.saturating_add(1);
+        self.conversation.sequence = batch.last.saturating_add(1);
         self.reserve_send_queue(batch.bytes.len())?;
-        self.socket.send(&batch.bytes).map_err(|errno| match errno {
+        self.conversation.socket.send(&batch.bytes).map_err(|errno| match errno {
             // What was too large for the queue was not read by the kernel.
             Errno::EMSGSIZE => Error::Socket { doing: DOING.to_owned(), source: errno },
             errno => Error::from_errno(DOING, errno),
         })?;
         let mut failure = None;
-        let answer = self.receive(DOING, |message| {
+        let answer = self.conversation.receive(DOING, |message| {
             if message.kind != NLMSG_ERROR || message.sequence < first || message.sequence > batch.last + 1 {
                 return Ok(false);
             }
@@ -290,7 +220,7 @@ impl Kernel for Netlink {
             // these two is somebody else's, whose change the next commit must not take for its own.
             return Ok(if self.generation()? == generation { generation } else { next_generation(generation) });
         };
-        self.drain();
+        self.conversation.drain();
         if errno == ERESTART {
             return Err(Error::Changed);
         }
@@ -311,10 +241,6 @@ impl Kernel for Netlink {
         })?;
         generation.ok_or_else(|| malformed_error(DOING, Malformed("the number of a generation")))
     }
-}
-
-fn malformed_error(doing: &str, Malformed(what): Malformed) -> Error {
-    Error::Malformed { doing: doing.to_owned(), what }
 }
 
 /// A change in words, for an error.

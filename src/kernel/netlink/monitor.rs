@@ -1,10 +1,11 @@
 //! Others' changes of the table, as the kernel announces them.
 #![forbid(unsafe_code)]
 
-use super::native::{NetlinkOption, Socket};
+use super::Error;
+use super::conversation::{RECEIVE_BUFFER, RECEIVE_QUEUE, malformed_error};
+use super::native::{Bus, NetlinkOption, Socket};
 use super::uapi::{self, NFPROTO_INET, chain, generation, message, rule, set};
 use super::wire::{Malformed, Message, messages};
-use super::{Error, RECEIVE_BUFFER, RECEIVE_QUEUE, malformed_error};
 use crate::ruleset::TABLE;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
@@ -47,7 +48,8 @@ impl Monitor {
     /// # Errors
     /// When the socket cannot be made, or the kernel does not let the caller listen.
     pub fn open() -> Result<Self, Error> {
-        let socket = Socket::open().map_err(|errno| Error::from_errno("opening a netlink socket", errno))?;
+        let socket =
+            Socket::open(Bus::Netfilter).map_err(|errno| Error::from_errno("opening a netlink socket", errno))?;
         let _ = setsockopt(&socket.as_fd(), RcvBufForce, &RECEIVE_QUEUE)
             .or_else(|_| setsockopt(&socket.as_fd(), RcvBuf, &RECEIVE_QUEUE));
         let monitor = Self { socket, buffer: vec![0; RECEIVE_BUFFER] };

@@ -10,10 +10,13 @@ use super::uapi::{NFPROTO_INET, expression as attribute};
 use super::wire::nf_tables;
 use crate::kernel::expression::{ConnectionKey, Expression, MetaKey, PayloadBase};
 use crate::ruleset::{LogTarget, TABLE};
+pub(super) use mnl::Bus;
 use mnl::Socket as MnlSocket;
 use nftnl::nftnl_sys as sys;
 use nix::errno::Errno;
 use nix::libc;
+#[cfg(feature = "bpf")]
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -31,7 +34,7 @@ pub(super) enum NetlinkOption {
     CapAck = 10,
 }
 
-/// A socket of libmnl on the netfilter bus.
+/// A socket of libmnl.
 pub(super) struct Socket(MnlSocket);
 
 // SAFETY: `struct mnl_socket` is a file descriptor and an address in memory of its own (libmnl, src/socket.c); libmnl
@@ -40,8 +43,8 @@ unsafe impl Send for Socket {}
 
 impl Socket {
     /// Opens and binds a socket with a port number of the kernel's choice.
-    pub(super) fn open() -> Result<Self, Errno> {
-        MnlSocket::new(mnl::Bus::Netfilter).map(Self).map_err(|error| errno(&error))
+    pub(super) fn open(bus: Bus) -> Result<Self, Errno> {
+        MnlSocket::new(bus).map(Self).map_err(|error| errno(&error))
     }
 
     /// Sends all bytes by one system call.
@@ -74,6 +77,31 @@ impl AsFd for Socket {
         // SAFETY: the descriptor is owned by the libmnl socket, which lives as long as the borrow of `self`.
         unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
+}
+
+/// The kernel's number of the network namespace of the calling thread (`SO_NETNS_COOKIE`, since Linux 5.14).
+///
+/// # Errors
+/// `ENOPROTOOPT` on older kernels.
+#[cfg(feature = "bpf")]
+pub(crate) fn namespace_cookie() -> Result<u64, Errno> {
+    // asm-generic/socket.h; the libc crate does not name it for every target.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the descriptor is open as long as `socket`; the pointers describe a live u64 and its length, into which the
+    // kernel writes at most that many bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast::<c_void>(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result).map(|_| cookie)
 }
 
 fn errno(error: &io::Error) -> Errno {

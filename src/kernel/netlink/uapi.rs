@@ -1,16 +1,17 @@
-//! Numbers of linux/netlink.h, linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h that portward uses.
+//! Numbers of linux/netlink.h, linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h and
+//! linux/netfilter/nfnetlink_conntrack.h that portward uses.
 //!
 //! Attribute numbers count within their own message or nest, so each group is a module of its own.
 #![forbid(unsafe_code)]
 
 /// Message types below this are netlink's own (`NLMSG_MIN_TYPE`).
-pub(super) const NLMSG_ERROR: u16 = 2;
-pub(super) const NLMSG_DONE: u16 = 3;
+pub(crate) const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_DONE: u16 = 3;
 
-pub(super) const NLM_F_REQUEST: u16 = 0x1;
+pub(crate) const NLM_F_REQUEST: u16 = 0x1;
 pub(super) const NLM_F_ACK: u16 = 0x4;
-pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
-pub(super) const NLM_F_DUMP: u16 = 0x300;
+pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
+pub(crate) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLM_F_EXCL: u16 = 0x200;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
@@ -21,6 +22,7 @@ pub(super) const NLA_F_NESTED: u16 = 1 << 15;
 pub(super) const NLA_TYPE_MASK: u16 = !(0b11 << 14);
 
 pub(super) const NFNETLINK_V0: u8 = 0;
+pub(super) const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 pub(super) const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub(super) const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 pub(super) const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -30,6 +32,10 @@ pub(super) const NFNL_BATCH_GENID: u16 = 1;
 pub(super) const NFPROTO_UNSPEC: u8 = 0;
 /// The family of tables for both IPv4 and IPv6.
 pub(super) const NFPROTO_INET: u8 = 1;
+
+/// Message types of sock_diag, linux/sock_diag.h.
+pub(super) const SOCK_DIAG_BY_FAMILY: u16 = 20;
+pub(super) const SOCK_DESTROY: u16 = 21;
 
 /// `enum nf_tables_msg_types`.
 pub(super) mod message {
@@ -229,4 +235,37 @@ pub(super) mod expression {
     pub(in super::super) const REJECT_CODE: u16 = 2;
     pub(in super::super) const REJECT_TCP_RESET: u32 = 1;
     pub(in super::super) const REJECT_ICMPX: u32 = 2;
+}
+
+/// `enum cntl_msg_types`, `enum ctattr_type` and what is nested in it.
+pub(super) mod conntrack {
+    pub(in super::super) const NEW: u16 = 0;
+    pub(in super::super) const GET: u16 = 1;
+    pub(in super::super) const DELETE: u16 = 2;
+
+    pub(in super::super) const TUPLE_ORIGINAL: u16 = 1;
+    pub(in super::super) const TUPLE_REPLY: u16 = 2;
+    pub(in super::super) const STATUS: u16 = 3;
+    pub(in super::super) const PROTOCOL_INFORMATION: u16 = 4;
+    pub(in super::super) const TIMEOUT: u16 = 7;
+    pub(in super::super) const ID: u16 = 12;
+    pub(in super::super) const ZONE: u16 = 18;
+
+    pub(in super::super) const TUPLE_ADDRESSES: u16 = 1;
+    pub(in super::super) const TUPLE_PROTOCOL: u16 = 2;
+    pub(in super::super) const TUPLE_ZONE: u16 = 3;
+
+    pub(in super::super) const IPV4_SOURCE: u16 = 1;
+    pub(in super::super) const IPV4_DESTINATION: u16 = 2;
+    pub(in super::super) const IPV6_SOURCE: u16 = 3;
+    pub(in super::super) const IPV6_DESTINATION: u16 = 4;
+
+    pub(in super::super) const PROTOCOL_NUMBER: u16 = 1;
+    pub(in super::super) const SOURCE_PORT: u16 = 2;
+    pub(in super::super) const DESTINATION_PORT: u16 = 3;
+    pub(in super::super) const ICMP_ID_TYPE_CODE: [u16; 3] = [4, 5, 6];
+    pub(in super::super) const ICMPV6_ID_TYPE_CODE: [u16; 3] = [7, 8, 9];
+
+    pub(in super::super) const INFORMATION_TCP: u16 = 1;
+    pub(in super::super) const TCP_STATE: u16 = 1;
 }

@@ -7,7 +7,7 @@
 use super::uapi::{NFNETLINK_V0, NFNL_SUBSYS_NFTABLES, NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_REQUEST};
 
 /// The length of `struct nlmsghdr`, linux/netlink.h.
-pub(super) const MESSAGE_HEADER: usize = 16;
+pub(crate) const MESSAGE_HEADER: usize = 16;
 /// The length of `struct nfgenmsg`, linux/netfilter/nfnetlink.h.
 pub(super) const FAMILY_HEADER: usize = 4;
 /// The length of `struct nlattr`, linux/netlink.h.
@@ -28,7 +28,7 @@ pub(super) const fn nf_tables(kind: u16) -> u16 {
 
 /// What was expected of a message that does not hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Malformed(pub(super) &'static str);
+pub(crate) struct Malformed(pub(crate) &'static str);
 
 /// The headers of a message to be written.
 #[derive(Debug, Clone, Copy)]
@@ -100,12 +100,12 @@ pub(super) fn end_nest(bytes: &mut [u8], start: usize) {
 
 /// One received message.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Message<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
     /// What follows the netlink header.
-    pub(super) payload: &'a [u8],
+    pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
@@ -125,14 +125,14 @@ impl<'a> Message<'a> {
     }
 
     /// The error number at the beginning of the payload, positive; 0 when all is well.
-    pub(super) fn error(&self) -> Result<i32, Malformed> {
+    pub(crate) fn error(&self) -> Result<i32, Malformed> {
         let number = self.payload.first_chunk().ok_or(Malformed("an error number"))?;
         Ok(i32::from_ne_bytes(*number).saturating_neg())
     }
 }
 
 /// The messages in what was received. After a malformed one it ends.
-pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = Result<Message<'_>, Malformed>> {
+pub(crate) fn messages(bytes: &[u8]) -> impl Iterator<Item = Result<Message<'_>, Malformed>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -170,7 +170,7 @@ fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
 }
 
 /// The attributes in these bytes, in their order.
-pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), Malformed>> {
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), Malformed>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         if rest.is_empty() {

@@ -2,7 +2,7 @@
 
 mod read;
 
-use super::{Diagnostics, LoadError, Version, read_source};
+use super::{Diagnostics, LoadError, ProcessMatch, Version, read_source};
 use crate::ruleset::{PortRange, Protocol};
 use ipnet::IpNet;
 use std::fmt;
@@ -220,6 +220,8 @@ pub struct Dynamic {
     pub programs: Vec<u32>,
     /// The TCP port whose owner is asked or looked at; every tracker but `rpc` has one.
     pub anchor: Option<Ports>,
+    /// The process that must own the anchor (tracker `rpc`: each port), unless the policy names another.
+    pub process: ProcessMatch,
 }
 
 /// How dynamic ports are found out.

@@ -1,22 +1,21 @@
 //! Reading a catalogue.
 
 use super::{
-    APP_HOST, CONSOLE, Catalogue, Condition, Dynamic, Flow, Group, Ports, Row, RowKind, Scope, Server, Tracker,
-    Tunnelled,
+    APP_HOST, CONSOLE, Catalogue, Condition, Dynamic, Flow, Group, Ports, Row, RowKind, Scope, Server, Tunnelled,
 };
 use crate::policy::diagnostic::{Mistake, Report, listed, quoted};
-use crate::policy::document::{self, List, Table, Text};
+use crate::policy::document::{self, Table, texts};
+use crate::policy::dynamic::{self, read::Keys};
 use crate::policy::load::without_mark;
 use crate::policy::{Diagnostics, Version, words};
-use crate::ruleset::Protocol;
+use crate::ruleset::{PortRange, Protocol};
 use std::collections::BTreeMap;
 
 /// What a condition or flow may be called besides the names that the catalogue itself lists.
 const RESERVED_GROUPS: [&str; 4] = ["appliance", "managed-host", "ha-peer", "public-server"];
 const ENCRYPTED_APP_HOST: &str = "encrypted-app-host";
 
-/// More dynamic ports than any service of the vendor's page opens; a larger limit would be a slip of the pen.
-const MOST_DYNAMIC_PORTS: u32 = 1024;
+const DYNAMIC_KEYS: [&str; 8] = ["tracker", "anchor", "programs", "process", "ports", "limit", "when", "egress"];
 
 pub(super) fn catalogue(text: &str, label: &str) -> Result<Catalogue, Diagnostics> {
     let mut report = Report::new(without_mark(text), label);
@@ -106,7 +105,7 @@ impl<'r, 's> Reader<'r, 's> {
         if ports.is_empty() {
             table.report_missing(self.report, "ports", "[\"514/udp\"]");
         }
-        let scope = self.choice(table, "scope", &[("network", Scope::Network), ("internal", Scope::Internal)]);
+        let scope = table.choice(self.report, "scope", &[("network", Scope::Network), ("internal", Scope::Internal)]);
         let scope = scope.unwrap_or(Scope::Network);
         let flows = self.flows(table, kind);
         match (scope, flows.is_empty()) {
@@ -118,8 +117,8 @@ impl<'r, 's> Reader<'r, 's> {
             _ => {}
         }
         let roles = self.roles(table, scope);
-        let tunnelled = self.choice(
-            table,
+        let tunnelled = table.choice(
+            self.report,
             "tunnelled",
             &[("closed", Tunnelled::Closed), ("kept", Tunnelled::Kept), ("only", Tunnelled::Only)],
         );
@@ -276,84 +275,29 @@ impl<'r, 's> Reader<'r, 's> {
     }
 
     fn dynamic(&mut self, table: &Table<'_>) -> Option<Dynamic> {
-        table.check_keys(
-            self.report,
-            "[row.dynamic]",
-            &["tracker", "anchor", "programs", "ports", "limit", "when", "egress"],
-        );
-        let trackers = [Tracker::Imq, Tracker::Rpc, Tracker::Rmi, Tracker::Process].map(|kind| (kind.name(), kind));
-        let tracker = self.choice(table, "tracker", &trackers);
+        table.check_keys(self.report, "[row.dynamic]", &DYNAMIC_KEYS);
         if table.get("tracker").is_none() {
             table.report_missing(self.report, "tracker", "\"process\"");
         }
-        let tracker = tracker?;
-        let ports = self.ports(table, "ports");
-        if ports.is_empty() {
-            table.report_missing(self.report, "ports", "[\"1024-65535/tcp\"]");
-        }
-        let limit = table.number(self.report, "limit", 1..=MOST_DYNAMIC_PORTS);
+        let tracker = dynamic::read::tracker(self.report, table)?;
+        Keys::report_missing(self.report, table, tracker);
         if table.get("limit").is_none() {
             table.report_missing(self.report, "limit", "4");
         }
-        let anchor = self.anchor(table, tracker);
-        let programs = self.programs(table, tracker);
+        let Keys { anchor, programs, process, ports, limit } = Keys::read(self.report, table, tracker);
         let when = self.conditions(table);
         let egress = self.ports(table, "egress");
-        let limit = u16::try_from(limit?).ok()?;
-        Some(Dynamic { tracker, ports, limit, when, egress, programs, anchor })
-    }
-
-    fn anchor(&mut self, table: &Table<'_>, tracker: Tracker) -> Option<Ports> {
-        let word = table.text(self.report, "anchor");
-        match (tracker, word) {
-            (Tracker::Rpc, Some(word)) => {
-                let mistake = Mistake::new("the tracker `rpc` has no anchor").expected("`programs`");
-                self.report.error(word.span, mistake);
-                None
-            }
-            (Tracker::Rpc, None) => None,
-            (_, None) => {
-                if table.get("anchor").is_none() {
-                    table.report_missing(self.report, "anchor", "\"9913/tcp\"");
-                }
-                None
-            }
-            (_, Some(word)) => match words::ports(word.value) {
-                Ok(Ports::Range(Protocol::Tcp, range)) if range.count() == 1 => {
-                    Some(Ports::Range(Protocol::Tcp, range))
-                }
-                Ok(_) => {
-                    let mistake = Mistake::new(format!("{} cannot be an anchor", quoted(word.value)));
-                    self.report.error(word.span, mistake.expected("one TCP port, such as `9913/tcp`"));
-                    None
-                }
-                Err(mistake) => {
-                    self.report.error(word.span, mistake);
-                    None
-                }
-            },
-        }
-    }
-
-    fn programs(&mut self, table: &Table<'_>, tracker: Tracker) -> Vec<u32> {
-        let list = table.list(self.report, "programs");
-        match (tracker, list) {
-            (Tracker::Rpc, Some(list)) => {
-                list.value.iter().filter_map(|value| document::number(self.report, value, 1..=u32::MAX)).collect()
-            }
-            (Tracker::Rpc, None) => {
-                if table.get("programs").is_none() {
-                    table.report_missing(self.report, "programs", "[100005]");
-                }
-                Vec::new()
-            }
-            (_, Some(list)) => {
-                let mistake = Mistake::new("`programs` belongs to the tracker `rpc`").expected("`anchor`");
-                self.report.error(list.span, mistake);
-                Vec::new()
-            }
-            (_, None) => Vec::new(),
-        }
+        let single = |port| Ports::Range(Protocol::Tcp, PortRange { first: port, last: port });
+        Some(Dynamic {
+            tracker,
+            anchor: anchor.map(single),
+            programs: programs.unwrap_or_default(),
+            process: process?,
+            ports: ports?,
+            limit: limit?,
+            when,
+            egress,
+        })
     }
 
     fn servers(&mut self, table: &Table<'_>, kind: RowKind) -> Vec<Server> {
@@ -373,11 +317,6 @@ impl<'r, 's> Reader<'r, 's> {
             table.report_missing(self.report, "hosts", "[\"download.example.net\"]");
         }
         servers
-    }
-
-    fn choice<T: Copy>(&mut self, table: &Table<'_>, key: &str, choices: &[(&str, T)]) -> Option<T> {
-        let word = table.text(self.report, key)?;
-        document::choice(self.report, key, &word, choices)
     }
 }
 
@@ -401,10 +340,6 @@ fn names(report: &mut Report<'_>, table: &Table<'_>, key: &str, taken: &[&str]) 
         }
     }
     names
-}
-
-fn texts<'t>(report: &mut Report<'_>, list: &List<'t>) -> Vec<Text<'t>> {
-    list.value.iter().filter_map(|value| document::text(report, value)).collect()
 }
 
 fn server(word: &str) -> Result<Server, Mistake> {

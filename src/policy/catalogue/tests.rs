@@ -42,7 +42,7 @@ fn a_row_is_read_with_all_it_says() {
     let imq = catalogue.row("imq").unwrap();
     let dynamic = imq.dynamic.as_ref().unwrap();
     assert_eq!(imq.flows[0].to_string(), "console -> managed-host");
-    assert_eq!((dynamic.tracker, dynamic.limit), (Tracker::Imq, 4));
+    assert_eq!((dynamic.tracker, dynamic.limit), (Tracker::Imq, 8));
     assert_eq!(dynamic.anchor.unwrap().to_string(), "7676/tcp");
     assert_eq!(dynamic.ports[0].to_string(), "32000-65535/tcp");
     let tomcat = catalogue.row("vulnerability-tomcat").unwrap();
@@ -116,20 +116,33 @@ fn rows_are_checked() {
 #[test]
 fn dynamic_ports_are_checked() {
     let dynamic = |keys: &str, expected: &[&str]| check(&format!("{ROW}[row.dynamic]\n{keys}"), expected);
-    dynamic("tracker = 'rmi'\nanchor = '9/tcp'\nports = ['9/tcp']\nlimit = 1\n", &[]);
-    dynamic("tracker = 'rpc'\nprograms = [5]\nports = ['9/tcp']\nlimit = 1\n", &[]);
+    let root = "process = { user = 'root' }\nports = ['9/tcp']\nlimit = 1\n";
+    dynamic(&format!("tracker = 'rmi'\nanchor = '9/tcp'\n{root}"), &[]);
+    dynamic(&format!("tracker = 'rpc'\nprograms = [5]\n{root}"), &[]);
     dynamic("", &["11:1: `tracker` is missing"]);
     dynamic(
         "tracker = 'rmi'\n",
-        &["11:1: `ports` is missing", "11:1: `limit` is missing", "11:1: `anchor` is missing"],
+        &[
+            "11:1: `anchor` is missing",
+            "11:1: `process` is missing",
+            "11:1: `ports` is missing",
+            "11:1: `limit` is missing",
+        ],
     );
     let anchor = |anchor: &str, expected: &[&str]| {
-        dynamic(&format!("tracker = 'process'\nports = ['9/tcp']\nlimit = 1\nanchor = '{anchor}'\n"), expected);
+        dynamic(&format!("tracker = 'process'\nanchor = '{anchor}'\n{root}"), expected);
     };
-    anchor("9/udp", &["15:10: `9/udp` cannot be an anchor"]);
-    anchor("8-9/tcp", &["15:10: `8-9/tcp` cannot be an anchor"]);
+    anchor("9/udp", &["13:10: `9/udp` cannot be an anchor"]);
+    anchor("8-9/tcp", &["13:10: `8-9/tcp` cannot be an anchor"]);
     dynamic(
-        "tracker = 'rpc'\nanchor = '9/tcp'\nports = ['9/tcp']\nlimit = 1025\n",
-        &["11:1: `programs` is missing", "13:10: the tracker `rpc` has no anchor", "15:9: the number is out of range"],
+        "tracker = 'rpc'\nanchor = '9/tcp'\nprocess = { args = ['x'] }\nports = ['echo/icmp']\nlimit = 1025\nenabled = true\n",
+        &[
+            "11:1: `programs` is missing",
+            "13:10: the tracker `rpc` has no anchor",
+            "14:11: `process` names neither `user` nor `unit`",
+            "15:10: `echo/icmp` is nothing that a process listens on",
+            "16:9: the number is out of range",
+            "17:1: unknown key `enabled` in [row.dynamic]",
+        ],
     );
 }

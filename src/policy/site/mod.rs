@@ -1,6 +1,8 @@
 //! The site's policy: which appliances exist, who the outsiders are, and what differs from the catalogue.
 
+mod dynamic;
 mod members;
+mod parties;
 mod read;
 
 use super::catalogue::CONSOLE;
@@ -22,6 +24,8 @@ pub struct Policy {
     pub egress: EgressMode,
     /// How a denied packet is refused.
     pub deny: Deny,
+    /// What happens to established flows that a new policy denies.
+    pub on_tighten: OnTighten,
     /// How denied packets are logged.
     pub logging: Logging,
     /// The version of JSA.
@@ -119,6 +123,16 @@ pub enum Deny {
     Drop,
     /// With a TCP reset or an ICMP error.
     Reject,
+}
+
+/// What happens to established flows that a policy denies when it takes effect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnTighten {
+    /// They are counted, and go on until they end by themselves.
+    #[default]
+    Keep,
+    /// They are ended.
+    Cut,
 }
 
 /// How denied packets are logged.

@@ -1,16 +1,15 @@
 //! Reading a site's policy.
 
+use super::parties::{self, Vocabulary};
 use super::{
-    Allow, Deny, EgressMode, Host, Loaded, Logging, Members, Mode, Party, PartyKind, Policy, RowAdjustment, members,
+    Allow, Deny, EgressMode, Host, Loaded, Logging, Members, Mode, OnTighten, Policy, RowAdjustment, dynamic, members,
 };
 use crate::policy::catalogue::CONSOLE;
 use crate::policy::diagnostic::{Mistake, Report, listed, quoted};
-use crate::policy::document::{self, Table, Text};
+use crate::policy::document::{self, Table, Text, report_twice};
 use crate::policy::load::{is_empty, without_mark};
-use crate::policy::{Catalogue, Diagnostics, Group, Ports, Version, words};
+use crate::policy::{Catalogue, Diagnostics, Group, Ports, Row, Version, words};
 use crate::ruleset::LogTarget;
-use ipnet::IpNet;
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use toml::Spanned;
@@ -19,11 +18,12 @@ use toml::de::DeTable;
 /// The one format of the file so far.
 const FORMAT: u32 = 1;
 
-const DOCUMENT_KEYS: [&str; 12] = [
+const DOCUMENT_KEYS: [&str; 14] = [
     "format",
     "mode",
     "egress",
     "deny",
+    "on-tighten",
     "version",
     "features",
     "allow-lockout",
@@ -32,6 +32,7 @@ const DOCUMENT_KEYS: [&str; 12] = [
     "host",
     "allow",
     "row",
+    "dynamic",
 ];
 const LOG_KEYS: [&str; 4] = ["to", "group", "rate", "burst"];
 const HOST_KEYS: [&str; 5] = ["name", "addresses", "roles", "encrypted", "ha-peer"];
@@ -67,25 +68,31 @@ fn read_document(report: &mut Report<'_>, catalogue: &Catalogue) -> Option<Polic
     let groups = read_groups(report, &root, catalogue);
     let version = read_version(report, &root, catalogue);
     let features = read_features(report, &root, catalogue);
-    let allows = read_allows(report, &root, &Vocabulary { catalogue, hosts: &hosts, groups: &groups });
+    let vocabulary = Vocabulary { catalogue, hosts: &hosts, groups: &groups };
+    let allows = read_allows(report, &root, &vocabulary);
     let rows = read_rows(report, &root, catalogue);
+    let dynamic = dynamic::read(report, &root, &vocabulary, &rows);
     Some(Policy {
-        mode: choice(report, &root, "mode", &[("enforce", Mode::Enforce), ("observe", Mode::Observe)])
+        mode: root
+            .choice(report, "mode", &[("enforce", Mode::Enforce), ("observe", Mode::Observe)])
             .unwrap_or(Mode::Enforce),
-        egress: choice(
-            report,
-            &root,
-            "egress",
-            &[("off", EgressMode::Off), ("observe", EgressMode::Observe), ("enforce", EgressMode::Enforce)],
-        )
-        .unwrap_or(EgressMode::Off),
-        deny: choice(report, &root, "deny", &[("drop", Deny::Drop), ("reject", Deny::Reject)]).unwrap_or(Deny::Drop),
+        egress: root
+            .choice(
+                report,
+                "egress",
+                &[("off", EgressMode::Off), ("observe", EgressMode::Observe), ("enforce", EgressMode::Enforce)],
+            )
+            .unwrap_or(EgressMode::Off),
+        deny: root.choice(report, "deny", &[("drop", Deny::Drop), ("reject", Deny::Reject)]).unwrap_or(Deny::Drop),
+        on_tighten: root
+            .choice(report, "on-tighten", &[("keep", OnTighten::Keep), ("cut", OnTighten::Cut)])
+            .unwrap_or_default(),
         logging: read_logging(report, &root),
         features,
         allow_lockout: root.boolean(report, "allow-lockout", false),
         allows,
         rows,
-        dynamic: BTreeMap::new(),
+        dynamic,
         groups,
         hosts: hosts.by_name,
         version: version?,
@@ -105,11 +112,6 @@ fn read_format(report: &mut Report<'_>, root: &Table<'_>) -> Option<()> {
         return None;
     }
     Some(())
-}
-
-fn choice<T: Copy>(report: &mut Report<'_>, table: &Table<'_>, key: &str, choices: &[(&str, T)]) -> Option<T> {
-    let word = table.text(report, key)?;
-    document::choice(report, key, &word, choices)
 }
 
 fn read_version(report: &mut Report<'_>, root: &Table<'_>, catalogue: &Catalogue) -> Option<Version> {
@@ -132,7 +134,7 @@ fn read_version(report: &mut Report<'_>, root: &Table<'_>, catalogue: &Catalogue
 
 fn read_features(report: &mut Report<'_>, root: &Table<'_>, catalogue: &Catalogue) -> BTreeSet<String> {
     let mut features = BTreeSet::new();
-    for word in texts(report, root, "features") {
+    for word in root.texts(report, "features") {
         let known = || catalogue.features.iter().map(String::as_str);
         if !known().any(|feature| feature == word.value) {
             let mistake = Mistake::new(format!("unknown feature {}", quoted(word.value)))
@@ -146,11 +148,6 @@ fn read_features(report: &mut Report<'_>, root: &Table<'_>, catalogue: &Catalogu
     features
 }
 
-fn report_twice(report: &mut Report<'_>, word: &Text<'_>) {
-    let mistake = Mistake::new(format!("{} is listed twice", quoted(word.value))).help("one of the two can go");
-    report.warning(word.span.clone(), mistake);
-}
-
 fn read_logging(report: &mut Report<'_>, root: &Table<'_>) -> Logging {
     let mut logging = Logging { target: Some(LogTarget::Kernel), per_second: DEFAULT_RATE, burst: DEFAULT_BURST };
     let Some(table) = root.table(report, "log") else { return logging };
@@ -161,7 +158,7 @@ fn read_logging(report: &mut Report<'_>, root: &Table<'_>) -> Logging {
         ("nflog", Some(LogTarget::Group(group.unwrap_or(DEFAULT_GROUP)))),
         ("off", None),
     ];
-    let chosen = choice(report, &table, "to", &targets);
+    let chosen = table.choice(report, "to", &targets);
     logging.target = chosen.unwrap_or(logging.target);
     if let Some(value) = table.get("group")
         && !matches!(logging.target, Some(LogTarget::Group(_)))
@@ -201,9 +198,9 @@ fn read_groups(report: &mut Report<'_>, root: &Table<'_>, catalogue: &Catalogue)
 }
 
 /// The hosts, and the names of those that were left out because something is wrong with them.
-struct Hosts {
+pub(super) struct Hosts {
     by_name: BTreeMap<String, Host>,
-    names: BTreeSet<String>,
+    pub(super) names: BTreeSet<String>,
 }
 
 impl Hosts {
@@ -341,8 +338,8 @@ fn host_addresses(
     owners: &mut BTreeMap<IpAddr, (String, u32)>,
 ) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
-    require_entries(report, table, "addresses", "[\"10.0.0.21\"]");
-    for word in texts(report, table, "addresses") {
+    table.require_entries(report, "addresses", "[\"10.0.0.21\"]");
+    for word in table.texts(report, "addresses") {
         let address = match host_address(word.value) {
             Ok(address) => address,
             Err(mistake) => {
@@ -391,9 +388,9 @@ fn host_address(word: &str) -> Result<IpAddr, Mistake> {
 
 /// The roles of a host; `None` when one could not be read.
 fn host_roles(report: &mut Report<'_>, table: &Table<'_>, catalogue: &Catalogue) -> Option<BTreeSet<String>> {
-    let mut complete = require_entries(report, table, "roles", "[\"event-processor\"]");
+    let mut complete = table.require_entries(report, "roles", "[\"event-processor\"]");
     let mut roles = BTreeSet::new();
-    let words = texts(report, table, "roles");
+    let words = table.texts(report, "roles");
     complete &=
         table.get("roles").and_then(|value| value.get_ref().as_array()).is_some_and(|all| all.len() == words.len());
     for word in words {
@@ -411,32 +408,6 @@ fn host_roles(report: &mut Report<'_>, table: &Table<'_>, catalogue: &Catalogue)
     complete.then_some(roles)
 }
 
-/// Reports a list that is missing or empty; whether it is neither.
-fn require_entries(report: &mut Report<'_>, table: &Table<'_>, key: &str, example: &str) -> bool {
-    let Some(value) = table.get(key) else {
-        table.report_missing(report, key, example);
-        return false;
-    };
-    match value.get_ref().as_array() {
-        Some(items) if items.is_empty() => {
-            let mistake =
-                Mistake::new(format!("`{key}` is empty")).expected(format!("at least one, as in `{example}`"));
-            report.error(value.span(), mistake);
-            false
-        }
-        // Anything but an array is reported where it is read.
-        Some(_) => true,
-        None => false,
-    }
-}
-
-/// What an allowance can name.
-struct Vocabulary<'v> {
-    catalogue: &'v Catalogue,
-    hosts: &'v Hosts,
-    groups: &'v BTreeMap<String, Members>,
-}
-
 fn read_allows(report: &mut Report<'_>, root: &Table<'_>, vocabulary: &Vocabulary<'_>) -> BTreeMap<String, Allow> {
     let mut allows: BTreeMap<String, Allow> = BTreeMap::new();
     for table in root.tables(report, "allow") {
@@ -444,8 +415,8 @@ fn read_allows(report: &mut Report<'_>, root: &Table<'_>, vocabulary: &Vocabular
         let line = report.line(table.span.start);
         let name = allow_name(report, &table, &allows);
         let ports = allow_ports(report, &table);
-        let from = parties(report, &table, "from", vocabulary);
-        let to = parties(report, &table, "to", vocabulary);
+        let from = parties::read(report, &table, "from", vocabulary);
+        let to = parties::read(report, &table, "to", vocabulary);
         if let Some(name) = name {
             allows.insert(name.clone(), Allow { name, ports, from, to, line });
         }
@@ -475,9 +446,9 @@ fn allow_name(report: &mut Report<'_>, table: &Table<'_>, allows: &BTreeMap<Stri
 }
 
 fn allow_ports(report: &mut Report<'_>, table: &Table<'_>) -> Vec<Ports> {
-    require_entries(report, table, "ports", "[\"10050/tcp\", \"echo/icmp\"]");
+    table.require_entries(report, "ports", "[\"10050/tcp\", \"echo/icmp\"]");
     let mut ports = BTreeSet::new();
-    for word in texts(report, table, "ports") {
+    for word in table.texts(report, "ports") {
         match words::ports(word.value) {
             Ok(port) => {
                 if !ports.insert(port) {
@@ -490,73 +461,9 @@ fn allow_ports(report: &mut Report<'_>, table: &Table<'_>) -> Vec<Ports> {
     ports.into_iter().collect()
 }
 
-fn parties(report: &mut Report<'_>, table: &Table<'_>, key: &str, vocabulary: &Vocabulary<'_>) -> Vec<Party> {
-    require_entries(report, table, key, "[\"192.0.2.5\", \"admin\"]");
-    let mut parties: BTreeMap<PartyKind, u32> = BTreeMap::new();
-    for word in texts(report, table, key) {
-        match party(&word, vocabulary) {
-            Ok((kind, warning)) => {
-                let line = report.line(word.span.start);
-                if let Some(mistake) = warning {
-                    report.warning(word.span.clone(), mistake);
-                }
-                match parties.entry(kind) {
-                    Entry::Vacant(place) => {
-                        place.insert(line);
-                    }
-                    Entry::Occupied(_) => report_twice(report, &word),
-                }
-            }
-            Err(mistake) => report.error(word.span, mistake),
-        }
-    }
-    parties.into_iter().map(|(kind, line)| Party { kind, line }).collect()
-}
-
-fn party(word: &Text<'_>, vocabulary: &Vocabulary<'_>) -> Result<(PartyKind, Option<Mistake>), Mistake> {
-    let name = word.value;
-    let group = vocabulary.catalogue.group(name);
-    let host = vocabulary.hosts.names.get(name);
-    match (group, host) {
-        (Some(group), Some(host)) if !vocabulary.hosts.are_all_of(&group, host) => {
-            let what = if matches!(group, Group::Role(_)) { "a role" } else { "a group" };
-            Err(Mistake::new(format!("{} is both {what} and a host", quoted(name)))
-                .expected("a name with one meaning")
-                .help("give the host another name, or write its addresses here"))
-        }
-        (Some(group), _) => {
-            let empty = matches!(&group, Group::External(_)) && !vocabulary.groups.contains_key(name);
-            let warning = empty.then(|| {
-                Mistake::new(format!("the group {} is empty, so this allows nothing", quoted(name)))
-                    .help(format!("list its addresses in [groups]: `{name} = [...]`"))
-            });
-            Ok((PartyKind::Group(group), warning))
-        }
-        (None, Some(host)) => Ok((PartyKind::Host(host.clone()), None)),
-        // What looks like an address is told what is wrong with it as such.
-        (None, None) if name.contains([':', '/']) || name.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => {
-            let read = words::network(name)?;
-            let kind = match read.network {
-                IpNet::V4(network) => PartyKind::Ipv4(network),
-                IpNet::V6(network) => PartyKind::Ipv6(network),
-            };
-            Ok((kind, read.warning))
-        }
-        (None, None) => {
-            let hosts = vocabulary.hosts.names.iter().map(String::as_str);
-            Err(Mistake::new(format!("unknown role, group, host or address {}", quoted(name)))
-                .expected(format!(
-                    "an address, a network, a host, or one of: {}",
-                    listed(vocabulary.catalogue.group_names())
-                ))
-                .suggest(name, vocabulary.catalogue.group_names().chain(hosts)))
-        }
-    }
-}
-
 impl Hosts {
     /// Whether a group is this one host and nobody else, so that it does not matter which of the two a name means.
-    fn are_all_of(&self, group: &Group, host: &str) -> bool {
+    pub(super) fn are_all_of(&self, group: &Group, host: &str) -> bool {
         let Group::Role(role) = group else { return false };
         let mut members = self.by_name.values().filter(|member| member.roles.contains(role));
         members.next().is_some_and(|only| only.name == host) && members.next().is_none()
@@ -567,12 +474,7 @@ fn read_rows(report: &mut Report<'_>, root: &Table<'_>, catalogue: &Catalogue) -
     let mut rows = BTreeMap::new();
     let Some(adjusted) = root.table(report, "row") else { return rows };
     for key in adjusted.keys() {
-        if catalogue.row(key.value).is_none() {
-            let known = || catalogue.rows.iter().map(|row| row.id.as_str());
-            let mistake = Mistake::new(format!("unknown row {}", quoted(key.value)))
-                .expected("the id of a row of the catalogue")
-                .suggest(key.value, known());
-            report.error(key.span, mistake);
+        if known_row(report, &key, catalogue).is_none() {
             continue;
         }
         let Some(value) = adjusted.get(key.value) else { continue };
@@ -587,6 +489,18 @@ fn read_rows(report: &mut Report<'_>, root: &Table<'_>, catalogue: &Catalogue) -
     rows
 }
 
+/// The row with this id; an unknown one is reported.
+pub(super) fn known_row<'c>(report: &mut Report<'_>, id: &Text<'_>, catalogue: &'c Catalogue) -> Option<&'c Row> {
+    let row = catalogue.row(id.value);
+    if row.is_none() {
+        let mistake = Mistake::new(format!("unknown row {}", quoted(id.value)))
+            .expected("the id of a row of the catalogue")
+            .suggest(id.value, catalogue.rows.iter().map(|row| row.id.as_str()));
+        report.error(id.span.clone(), mistake);
+    }
+    row
+}
+
 fn read_only_from(report: &mut Report<'_>, table: &Table<'_>) -> Option<Members> {
     let list = table.list(report, "only-from")?;
     if list.value.is_empty() {
@@ -597,10 +511,4 @@ fn read_only_from(report: &mut Report<'_>, table: &Table<'_>) -> Option<Members>
         return None;
     }
     Some(members::read(report, &list))
-}
-
-/// The strings of an array, if the key is there.
-fn texts<'t>(report: &mut Report<'_>, table: &Table<'t>, key: &str) -> Vec<Text<'t>> {
-    let Some(list) = table.list(report, key) else { return Vec::new() };
-    list.value.iter().filter_map(|value| document::text(report, value)).collect()
 }

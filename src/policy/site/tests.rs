@@ -1,5 +1,7 @@
+mod dynamic;
+
 use super::*;
-use crate::policy::Severity;
+use crate::policy::{Exposure, Severity};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 
@@ -114,6 +116,25 @@ enabled = false
 
 [row.syslog]
 only-from = ["10.0.0.0/8", "fd00::1"]
+
+[dynamic.imq]
+enabled = true
+anchor = "7676/tcp"
+process = { exe = ["/usr/lib/jvm/**/bin/java"], user = "root", unit = "imq.service", args = ["imqbroker"] }
+ports = "32000-65535/tcp"
+limit = 16
+
+[dynamic.rpc-portmapper]
+programs = [100005]
+
+[dynamic.backup]
+tracker = "process"
+anchor = "9102/tcp"
+process = { exe = ["/opt/backup/bin/*"], user = 990, unit = "backup@1.service" }
+ports = ["20000-29999/tcp", "20000-29999/udp"]
+limit = 2
+on-close = "cut"
+from = ["192.0.2.5", "managed-host"]
 "#;
 
 #[test]
@@ -146,6 +167,11 @@ fn every_key_is_read() {
     let syslog = &policy.rows["syslog"];
     assert!(syslog.enabled);
     assert_eq!(syslog.only_from.as_ref().unwrap().ipv6[0].network.to_string(), "fd00::1/128");
+
+    let lines: Vec<_> = policy.dynamic.iter().map(|(name, service)| (name.as_str(), service.line)).collect();
+    let expected =
+        [("backup", Some(64)), ("dcom", None), ("imq", Some(54)), ("rmi", None), ("rpc-portmapper", Some(61))];
+    assert_eq!(lines, expected);
 }
 
 #[test]
@@ -155,6 +181,16 @@ fn what_the_file_leaves_out_has_a_default() {
     assert_eq!(policy.logging, Logging { target: Some(LogTarget::Kernel), per_second: 10, burst: 20 });
     assert_eq!(policy.version.as_str(), "7.5.0-up7");
     assert!(!policy.allow_lockout && policy.features.is_empty() && policy.groups.is_empty() && policy.rows.is_empty());
+}
+
+#[test]
+fn established_flows_are_kept_unless_the_file_says_otherwise() {
+    let on_tighten = |line: &str| policy(&CONSOLE.replacen('\n', &format!("\n{line}\n"), 1)).policy.on_tighten;
+    assert_eq!(on_tighten(""), OnTighten::Keep);
+    assert_eq!(on_tighten("on-tighten = \"keep\""), OnTighten::Keep);
+    assert_eq!(on_tighten("on-tighten = \"cut\""), OnTighten::Cut);
+    let wrong = told(&CONSOLE.replacen('\n', "\non-tighten = \"kep\"\n", 1));
+    assert_eq!(wrong, ["2:14: unknown on-tighten `kep` | did you mean `keep`?"]);
 }
 
 #[test]
@@ -576,6 +612,12 @@ fn without_lines(mut policy: Policy) -> Policy {
         row.line = 0;
         row.only_from.as_mut().into_iter().for_each(members);
     }
+    for service in policy.dynamic.values_mut() {
+        service.line = service.line.map(|_| 0);
+        if let Exposure::From(parties) = &mut service.exposure {
+            parties.iter_mut().for_each(|party| party.line = 0);
+        }
+    }
     policy
 }
 
@@ -647,6 +689,19 @@ fn shuffled() -> impl Strategy<Value = String> {
         ),
         table("[row.syslog]", vec![key("only-from", &["10.0.0.0/8", "10.1.0.0/16", "::1"]), line("enabled = true")]),
         table("[row.dns]", vec![line("enabled = false")]),
+        table(
+            "[dynamic.backup]",
+            vec![
+                line("anchor = '9102/tcp'"),
+                key("ports", &["2000/tcp", "3000-3999/udp", "3000-3999/tcp"]),
+                key("process.exe", &["/opt/**/backup", "/opt/backup"]),
+                key("process.args", &["-f", "*.conf"]),
+                line("process.unit = 'backup.service'"),
+                key("from", &["a", "192.0.2.9", "user"]),
+            ],
+        ),
+        table("[dynamic.imq]", vec![line("limit = 16"), line("enabled = false")]),
+        table("[dynamic.rpc-portmapper]", vec![line("programs = [100005, 100003]"), line("on-close = 'cut'")]),
     ];
     (table("", top), tables.prop_flat_map(|tables| Just(tables).prop_shuffle()))
         .prop_map(|(top, tables)| format!("{top}{}", tables.concat()))

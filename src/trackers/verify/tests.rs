@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 /// A process whose user is what counts.
 #[derive(Debug)]
 struct Fake {
-    pid: i32,
+    pid: u32,
     user: &'static str,
     unit: Option<&'static str>,
     program: &'static str,
@@ -74,7 +74,7 @@ fn sockets(list: &[(u16, LocalScope, &[Fake])]) -> Sockets<Fake> {
         let cookie = index as u64 + 1;
         let listener =
             Listener { protocol: Protocol::Tcp, port: *port, scope: *scope, interface: None, uid: 0, inode: 1, cookie };
-        assert!(sockets.insert(listener));
+        assert!(sockets.insert(listener, true));
         let copy = |fake: &Fake| Arc::new(Fake { ..*fake });
         sockets.set_holders(cookie, holders.iter().map(copy).collect());
     }
@@ -91,7 +91,7 @@ fn open_ports(verdict: &Verdict) -> Vec<(u16, LocalScope)> {
 
 /// Judges with the anchor's owner as verified.
 fn judged(service: &DynamicService, sockets: &Sockets<Fake>, meant: Meant<'_>, before: &[OpenPort]) -> Verdict {
-    let Anchor::Verified(verified, _) = anchor(service, sockets) else { panic!("the anchor is verified") };
+    let Anchor::Verified(verified, _) = anchor(service, None, sockets) else { panic!("the anchor is verified") };
     judge(service, &[], sockets, &verified, meant, &before.iter().copied().collect())
 }
 
@@ -126,28 +126,27 @@ fn claims_open_what_the_process_listens_on_and_nothing_else() {
 fn an_anchor_that_somebody_else_has_taken_verifies_nobody() {
     let service = service(Tracker::Imq);
     let sockets = sockets(&[(7676, ANY, &[STRANGER]), (40001, ANY, &[BROKER])]);
-    match anchor(&service, &sockets) {
+    match anchor(&service, None, &sockets) {
         Anchor::Unverified(why) => assert_eq!(why, "java (process 66) runs as eve, not root"),
         other => panic!("{other:?}"),
     }
-    assert!(matches!(anchor(&service, &Sockets::<Fake>::new()), Anchor::Absent));
+    assert!(matches!(anchor(&service, None, &Sockets::<Fake>::new()), Anchor::Absent));
 }
 
 #[test]
 fn a_listener_without_a_visible_process_verifies_nobody() {
     let service = service(Tracker::Imq);
-    assert!(matches!(anchor(&service, &sockets(&[(7676, ANY, &[])])), Anchor::Unverified(_)));
+    assert!(matches!(anchor(&service, None, &sockets(&[(7676, ANY, &[])])), Anchor::Unverified(_)));
     let mut unknown = sockets(&[]);
-    unknown.insert(Listener {
-        protocol: Protocol::Tcp,
-        port: 7676,
-        scope: ANY,
-        interface: None,
-        uid: 0,
-        inode: 7,
-        cookie: 1,
-    });
-    assert!(matches!(anchor(&service, &unknown), Anchor::Unverified(_)));
+    unknown.insert(
+        Listener { protocol: Protocol::Tcp, port: 7676, scope: ANY, interface: None, uid: 0, inode: 7, cookie: 1 },
+        true,
+    );
+    assert!(matches!(anchor(&service, None, &unknown), Anchor::Unverified(_)));
+    match anchor(&service, Some(7), &unknown) {
+        Anchor::Unverified(why) => assert_eq!(why, "its socket was made by user 0, not by root"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -190,7 +189,7 @@ fn beyond_the_limit_what_is_open_stays_and_the_lowest_ports_follow() {
 fn ports_that_the_row_opens_itself_are_passed_over_in_silence() {
     let service = service(Tracker::Imq);
     let sockets = sockets(&[(7676, ANY, &[BROKER]), (7677, ANY, &[BROKER])]);
-    let Anchor::Verified(verified, listener) = anchor(&service, &sockets) else { panic!("verified") };
+    let Anchor::Verified(verified, listener) = anchor(&service, None, &sockets) else { panic!("verified") };
     assert_eq!(listener.port, 7676);
     let own = [Ports::Range(Protocol::Tcp, PortRange { first: 7676, last: 7677 })];
     let verdict = judge(&service, &own, &sockets, &verified, Meant::Claims(&claims(&[7677])), &BTreeSet::new());

@@ -33,8 +33,7 @@ pub(crate) const PEAK_MEMORY: &str = "--peak-memory";
 
 /// Measures and prints.
 pub(crate) fn measure(folder: &Path) -> Result<()> {
-    let binary = std::env::current_exe()?.with_file_name("portward");
-    ensure!(binary.exists(), "there is no {}: `cargo build --release --workspace` makes it", binary.display());
+    let binary = binary()?;
     let peers = deployment::peers(PEERS);
     let more: Vec<_> = peers.iter().copied().chain([NEWCOMER]).collect();
     let texts = [deployment::policy_text(&more), deployment::policy_text(&peers)];
@@ -43,7 +42,7 @@ pub(crate) fn measure(folder: &Path) -> Result<()> {
     let script = folder.join("memory.nft");
     fs::write(&script, nft::render(&deployment::ruleset(&deployment::parse(&texts[1])?)?))?;
 
-    let daemon = Daemon::start(&binary, &policy, folder)?;
+    let daemon = Daemon::start(&policy, folder)?;
     let mut times = Samples::default();
     for _ in 0..ROUNDS {
         for (text, present) in texts.iter().zip([true, false]) {
@@ -87,29 +86,43 @@ pub(crate) fn measure(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The binary that was built along with the benchmark.
+fn binary() -> Result<PathBuf> {
+    let binary = std::env::current_exe()?.with_file_name("portward");
+    ensure!(binary.exists(), "there is no {}: `cargo build --release --workspace` makes it", binary.display());
+    Ok(binary)
+}
+
 fn path_text(path: &Path) -> Result<&str> {
     path.to_str().context("the path is not UTF-8")
 }
 
 /// A daemon in a namespace of its own.
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
-    namespace: Namespace,
+    pub(crate) namespace: Namespace,
     policy: PathBuf,
     log: PathBuf,
 }
 
 impl Daemon {
-    /// Starts it and waits until the policy is enforced.
-    fn start(binary: &Path, policy: &Path, folder: &Path) -> Result<Self> {
+    /// Starts it and does not wait.
+    pub(crate) fn spawn(policy: &Path, host: &str, folder: &Path, options: &[&str]) -> Result<Self> {
+        let binary = binary()?;
         let namespace = Namespace::new()?;
         let log = folder.join("daemon.log");
         let output = fs::File::create(&log)?;
         let mut command = Command::new(binary);
-        command.args(["run", "--host", HOST, "--policy"]).arg(policy).arg("--control-socket");
-        command.arg(folder.join("control.sock")).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        command.args(["run", "--host", host, "--policy"]).arg(policy).arg("--control-socket");
+        command.arg(folder.join("control.sock")).args(options);
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = namespace.run(|| command.spawn().context("cannot start portward"))?;
-        let daemon = Self { child, namespace, policy: policy.to_owned(), log };
+        Ok(Self { child, namespace, policy: policy.to_owned(), log })
+    }
+
+    /// Starts it and waits until the policy is enforced.
+    fn start(policy: &Path, folder: &Path) -> Result<Self> {
+        let daemon = Self::spawn(policy, HOST, folder, &[])?;
         daemon.wait(SENDER, true)?;
         // The first events of the watch belong to the start.
         thread::sleep(Duration::from_millis(500));
@@ -140,14 +153,31 @@ impl Daemon {
         })
     }
 
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The processor time that all its threads have used (the first number of /proc/PID/task/TID/schedstat, in
+    /// nanoseconds; Documentation/scheduler/sched-stats.rst).
+    pub(crate) fn processor_time(&self) -> Result<Duration> {
+        let mut time = Duration::ZERO;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let text = fs::read_to_string(task?.path().join("schedstat"))?;
+            let used = text.split_whitespace().next().context("no time in schedstat")?;
+            time += Duration::from_nanos(used.parse()?);
+        }
+        Ok(time)
+    }
+
     /// In kilobytes (`VmHWM`, proc_pid_status(5)).
-    fn peak_memory(&self) -> Result<u64> {
+    pub(crate) fn peak_memory(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
         Ok(peak.trim().trim_end_matches(" kB").parse()?)
     }
 
-    fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(mut self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGTERM)?;
         self.child.wait()?;
         Ok(())

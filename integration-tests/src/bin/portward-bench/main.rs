@@ -1,13 +1,15 @@
 //! The benchmark: what loading and changing a policy takes, and what the ruleset costs a packet, beside the floor that the
 //! kernel's interface allows and beside `nft -f`, measured in turns in one run.
 //!
-//! `make bench` runs all of it; `portward-bench packets` a part: `load`, `change`, `daemon`, `packets`. Everything happens in
+//! `make bench` runs all of it; `portward-bench packets` a part: `load`, `change`, `daemon`, `packets`,
+//! `listeners`. Everything happens in
 //! network namespaces of its own. Nothing is asserted: the last column says whether a target is met on this machine.
 #![forbid(unsafe_code)]
 
 mod daemon;
 mod deployment;
 mod floor;
+mod listeners;
 mod loading;
 mod namespace;
 mod packets;
@@ -17,7 +19,7 @@ use anyhow::{Result, bail, ensure};
 use std::fs;
 use std::path::Path;
 
-const PARTS: [&str; 4] = ["load", "change", "daemon", "packets"];
+const PARTS: [&str; 5] = ["load", "change", "daemon", "packets", "listeners"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,6 +56,9 @@ fn measure(parts: &[String], folder: &Path) -> Result<()> {
     }
     if wanted("packets") {
         packets::measure()?;
+    }
+    if wanted("listeners") {
+        listeners::measure(folder)?;
     }
     Ok(())
 }

@@ -1,8 +1,12 @@
 //! Services whose ports exist only while a process listens on them: what the catalogue declares, as the policy adjusts
 //! it, and what a site declares besides.
 
-use super::{Condition, Party, Ports, Tracker};
-use glob::Pattern;
+pub(super) mod read;
+
+use super::{Condition, Party, Ports, Row, Tracker};
+use crate::ruleset::PortRange;
+use glob::{MatchOptions, Pattern};
+use std::path::Path;
 
 /// A service with ports that only a running process knows.
 ///
@@ -36,6 +40,31 @@ pub struct DynamicService {
     pub line: Option<u32>,
 }
 
+impl DynamicService {
+    /// The service that a row of the catalogue declares, as it is when the policy says nothing about it.
+    pub(super) fn of_row(row: &Row) -> Option<Self> {
+        let dynamic = row.dynamic.as_ref()?;
+        let anchor = dynamic.anchor.and_then(|anchor| match anchor {
+            Ports::Range(_, PortRange { first, .. }) => Some(first),
+            Ports::Echo => None,
+        });
+        Some(Self {
+            name: row.id.clone(),
+            enabled: true,
+            tracker: dynamic.tracker,
+            anchor,
+            programs: dynamic.programs.clone(),
+            process: dynamic.process.clone(),
+            ports: dynamic.ports.clone(),
+            limit: dynamic.limit,
+            on_close: OnClose::default(),
+            exposure: Exposure::Row(row.id.clone()),
+            when: dynamic.when.clone(),
+            line: None,
+        })
+    }
+}
+
 /// Which process a listener must belong to. Every property that is given must hold; at least `user` or `unit` is given,
 /// since anybody can choose the name and the arguments of his own process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,6 +77,19 @@ pub struct ProcessMatch {
     pub unit: Option<String>,
     /// Each must match one whole argument of the command line; `*` and `?` match any characters.
     pub args: Vec<Pattern>,
+}
+
+impl ProcessMatch {
+    /// Whether the program may be the one at this path, as the kernel shows it: absolute and without symbolic links.
+    pub fn allows_exe(&self, path: &Path) -> bool {
+        let options = MatchOptions { require_literal_separator: true, ..MatchOptions::new() };
+        self.exe.is_empty() || self.exe.iter().any(|pattern| pattern.matches_path_with(path, options))
+    }
+
+    /// Whether these may be the arguments of the command line.
+    pub fn allows_args<A: AsRef<str>>(&self, args: &[A]) -> bool {
+        self.args.iter().all(|pattern| args.iter().any(|arg| pattern.matches(arg.as_ref())))
+    }
 }
 
 /// What happens to established connections when their dynamic port closes.
@@ -68,3 +110,6 @@ pub enum Exposure {
     /// These parties, sorted, on whichever host the process runs.
     From(Vec<Party>),
 }
+
+#[cfg(test)]
+mod tests;

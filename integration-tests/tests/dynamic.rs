@@ -1,0 +1,594 @@
+//! Dynamic ports where users meet them: real processes listen, the real daemon verifies, real packets come from others.
+//! Attacks are tests like the rest: none of them opens anything.
+
+#![allow(clippy::unwrap_used)] // A test that cannot go on has failed.
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use portward_integration_tests::portward::{Daemon, portward, text};
+use portward_integration_tests::probe::{QUIET, one, one_denied};
+use portward_integration_tests::service::{Service, program};
+use portward_integration_tests::{Host, HostSpec, Kind, Lab, Outcome, Probe};
+use serde_json::Value;
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Long enough for a loaded machine; nothing waits for it when all is well.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A user without any privilege: `nobody` of Debian and RHEL.
+const NOBODY: u32 = 65534;
+
+/// A processor with a daemon, the console that may reach its dynamic ports, and a stranger.
+struct Site {
+    daemon: Daemon,
+    folder: TempDir,
+    lab: Lab,
+}
+
+/// The policy, with this `[dynamic.app]`.
+fn policy(app: &str) -> String {
+    format!(
+        "format = 1
+[groups]
+admin = [\"192.0.2.200\"]
+[[host]]
+name = \"console\"
+addresses = [\"192.0.2.1\", \"2001:db8::1\"]
+roles = [\"console\"]
+[[host]]
+name = \"ep\"
+addresses = [\"192.0.2.2\", \"192.0.2.22\", \"2001:db8::2\"]
+roles = [\"event-processor\"]
+[dynamic.app]
+{app}
+"
+    )
+}
+
+/// A service whose process is the stand-in, run by root.
+fn app(more: &str) -> String {
+    let program = program().unwrap();
+    format!(
+        "anchor = \"9000/tcp\"
+process = {{ user = \"root\", exe = [\"{}\"] }}
+ports = [\"30000-60999/tcp\", \"30000-60999/udp\"]
+from = [\"console\"]
+{more}
+",
+        program.canonicalize().unwrap().display()
+    )
+}
+
+impl Site {
+    fn new(app: &str) -> Result<Self> {
+        Self::with(app, &[])
+    }
+
+    fn with(app: &str, options: &[&str]) -> Result<Self> {
+        let lab = Lab::new(&[
+            HostSpec::new("console", &["192.0.2.1", "2001:db8::1"]),
+            HostSpec::new("ep", &["192.0.2.2", "192.0.2.22", "2001:db8::2"]),
+            HostSpec::new("stranger", &["192.0.2.66", "2001:db8::66"]),
+        ])?;
+        let folder = tempfile::tempdir()?;
+        fs::write(folder.path().join("policy.toml"), policy(app))?;
+        let daemon =
+            Daemon::start_with(lab.host("ep"), &folder.path().join("policy.toml"), "ep", folder.path(), options)?;
+        Ok(Self { daemon, folder, lab })
+    }
+
+    fn ep(&self) -> &Host {
+        self.lab.host("ep")
+    }
+
+    fn probe(&self, from: &str, to: &str, port: u16) -> Probe {
+        let to: IpAddr = to.parse().unwrap();
+        let from = self.lab.host(from);
+        Probe { from: if to.is_ipv4() { from.ipv4() } else { from.ipv6() }, to, kind: Kind::Tcp(port) }
+    }
+
+    /// Whether the console can connect, now or at the first retransmission.
+    fn passes(&self, to: &str, port: u16) -> bool {
+        one(self.lab.host("console"), self.probe("console", to, port)) == Outcome::Passed
+    }
+
+    fn denied(&self, from: &str, to: &str, port: u16) -> bool {
+        one_denied(self.lab.host(from), self.probe(from, to, port)) == Outcome::Silent
+    }
+
+    /// What the daemon says of the service.
+    fn service(&self, name: &str) -> Value {
+        let answer = portward(
+            self.ep(),
+            &["status", "--json", "--control-socket", text(&self.folder.path().join("control.sock")).unwrap()],
+        )
+        .unwrap();
+        let status: Value = serde_json::from_str(&answer.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}{}\n{}", answer.stdout, answer.stderr, self.daemon.log()));
+        let services = status["dynamic"]["services"].as_array().unwrap();
+        services.iter().find(|service| service["name"] == name).cloned().unwrap_or(Value::Null)
+    }
+
+    /// Waits until the daemon says so of the service.
+    fn wait(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let service = self.service("app");
+            if condition(&service) {
+                return service;
+            }
+            assert!(Instant::now() < deadline, "{what}: {service:#}\n{}", self.daemon.log());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn wait_refused(&self, port: u16) -> String {
+        let name = format!("{port}/tcp");
+        let why = |service: &Value| {
+            let refused = service["refused"].as_array()?.iter().find(|refused| refused["port"] == *name)?.clone();
+            Some(refused["why"].as_str()?.to_owned())
+        };
+        why(&self.wait(&format!("{name} is refused"), |service| why(service).is_some())).unwrap()
+    }
+
+    fn wait_condition(&self, condition: &str) -> Value {
+        self.wait(condition, |service| service["condition"] == condition)
+    }
+
+    /// The ports in the kernel's map.
+    fn open_in_kernel(&self) -> Vec<u16> {
+        let table = portward_integration_tests::portward::table(self.ep()).unwrap().expect("there is a table");
+        table.maps["dynamic_tcp"].elements.iter().map(|(range, _)| range.first).collect()
+    }
+
+    /// Waits until these and no other ports are open in the kernel.
+    fn wait_open(&self, ports: &[u16]) {
+        let mut ports = ports.to_vec();
+        ports.sort_unstable();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let open = self.open_in_kernel();
+            if open == ports {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "open: {open:?}, not {ports:?}: {:#}\n{}",
+                self.service("app"),
+                self.daemon.log()
+            );
+            sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Most tests run with the kernel's events and by polling alike.
+fn both_ways(test: impl Fn(&[&str])) {
+    test(&[]);
+    test(&["--listener-events", "poll"]);
+}
+
+#[test]
+fn a_port_opens_when_its_process_listens_and_closes_when_it_stops() {
+    both_ways(|options| {
+        let site = Site::with(&app(""), options).unwrap();
+        let mut service = Service::start(site.ep()).unwrap();
+        service.listen("tcp [::]:9000").unwrap();
+        let port = service.listen("tcp [::]:0").unwrap();
+        // As soon as listen() has returned, the first SYN or its first retransmission gets through.
+        assert!(site.passes("192.0.2.2", port), "{}", site.daemon.log());
+        assert!(site.passes("2001:db8::2", port));
+        assert!(site.denied("stranger", "192.0.2.2", port));
+        assert!(site.denied("stranger", "2001:db8::2", port));
+        service.tell(&format!("close {port}")).unwrap();
+        site.wait_open(&[]);
+        let ports: Vec<u16> = (0..3).map(|_| service.listen("tcp [::]:0").unwrap()).collect();
+        site.wait_open(&ports);
+        service.kill();
+        site.wait_open(&[]);
+        assert_eq!(site.wait_condition("absent")["open"], Value::Array(Vec::new()));
+    });
+}
+
+#[test]
+fn the_way_it_is_noticed_is_told() {
+    let site = Site::new(&app("")).unwrap();
+    site.wait_condition("absent");
+    let text = site.daemon.control("status").unwrap().stdout;
+    let expected = match cfg!(feature = "bpf") {
+        true => "the kernel tells of new ones (BPF)",
+        false => "looked at every 250 ms: this build of portward has no BPF programs (feature `bpf`)",
+    };
+    assert!(text.contains(expected), "{text}\n{}", site.daemon.log());
+    let site = Site::with(&app(""), &["--listener-events", "poll", "--listener-poll", "100"]).unwrap();
+    site.wait_condition("absent");
+    let text = site.daemon.control("status").unwrap().stdout;
+    assert!(text.contains("looked at every 100 ms: switched off by --listener-events poll"), "{text}");
+}
+
+#[test]
+fn each_family_and_address_opens_for_itself() {
+    both_ways(|options| {
+        let site = Site::with(&app("limit = 8"), options).unwrap();
+        let mut service = Service::start(site.ep()).unwrap();
+        service.listen("tcp [::]:9000").unwrap();
+        let only_ipv4 = service.listen("tcp 0.0.0.0:0").unwrap();
+        let only_ipv6 = service.listen("tcp [::]:0 v6only").unwrap();
+        let mapped = service.listen("tcp [::ffff:192.0.2.2]:0").unwrap();
+        let one_address = service.listen("tcp 192.0.2.22:0").unwrap();
+        let one_address_ipv6 = service.listen("tcp [2001:db8::2]:0").unwrap();
+        let local = service.listen("tcp 127.0.0.1:0").unwrap();
+        let local_ipv6 = service.listen("tcp [::1]:0").unwrap();
+        let local_device = service.listen("tcp [::]:0 dev lo").unwrap();
+        site.wait_open(&[only_ipv4, only_ipv6, mapped, one_address, one_address_ipv6]);
+        assert!(site.passes("192.0.2.2", only_ipv4) && site.passes("192.0.2.22", only_ipv4));
+        assert!(site.passes("2001:db8::2", only_ipv6));
+        assert!(site.passes("192.0.2.2", mapped));
+        assert!(site.passes("192.0.2.22", one_address));
+        assert!(site.passes("2001:db8::2", one_address_ipv6));
+        // Nobody listens there, and the firewall does not even let the question through.
+        for (to, port) in [
+            ("2001:db8::2", only_ipv4),
+            ("192.0.2.2", only_ipv6),
+            ("192.0.2.22", mapped),
+            ("192.0.2.2", one_address),
+            ("192.0.2.2", local),
+            ("2001:db8::2", local_ipv6),
+            ("192.0.2.2", local_device),
+        ] {
+            assert!(site.denied("console", to, port), "{to} {port}");
+        }
+        assert_eq!(site.wait_refused(local), "only the host itself can reach it");
+    });
+}
+
+#[test]
+fn udp_ports_are_followed_as_well() {
+    both_ways(|options| {
+        let site = Site::with(&app(""), options).unwrap();
+        let mut service = Service::start(site.ep()).unwrap();
+        service.listen("tcp [::]:9000").unwrap();
+        let port = service.listen("udp [::]:0").unwrap();
+        let is_open = || {
+            let table = portward_integration_tests::portward::table(site.ep()).unwrap().unwrap();
+            table.maps["dynamic_udp"].elements.iter().any(|(range, _)| range.first == port)
+        };
+        let wait = |wanted: bool| {
+            let deadline = Instant::now() + PATIENCE;
+            while is_open() != wanted {
+                assert!(Instant::now() < deadline, "{}", site.daemon.log());
+                sleep(Duration::from_millis(5));
+            }
+        };
+        wait(true);
+        service.tell(&format!("close {port}")).unwrap();
+        wait(false);
+    });
+}
+
+#[test]
+fn the_limit_and_the_range_bound_what_a_service_may_open() {
+    let site = Site::new(&app("limit = 2")).unwrap();
+    let mut service = Service::start(site.ep()).unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    let first = service.listen("tcp [::]:50001").unwrap();
+    let second = service.listen("tcp [::]:50002").unwrap();
+    site.wait_open(&[first, second]);
+    let third = service.listen("tcp [::]:50000").unwrap();
+    let outside = service.listen("tcp [::]:29999").unwrap();
+    assert_eq!(site.wait_refused(third), "beyond the limit of 2 ports");
+    site.wait_open(&[first, second]);
+    assert!(site.denied("console", "192.0.2.2", outside));
+    service.tell("close 50001").unwrap();
+    site.wait_open(&[third, second]);
+    // A policy that allows more opens more, and one that allows none closes all.
+    fs::write(site.folder.path().join("policy.toml"), policy(&app("limit = 3"))).unwrap();
+    site.daemon.reload().unwrap();
+    service.listen("tcp [::]:50001").unwrap();
+    site.wait_open(&[50000, 50001, 50002]);
+    fs::write(site.folder.path().join("policy.toml"), policy(&app("enabled = false"))).unwrap();
+    site.daemon.reload().unwrap();
+    let table = portward_integration_tests::portward::table(site.ep()).unwrap().unwrap();
+    assert!(table.maps.get("dynamic_tcp").is_none_or(|map| map.elements.is_empty()));
+}
+
+#[test]
+fn a_restarted_daemon_verifies_everything_anew_and_loses_no_port() {
+    let mut site = Site::new(&app("")).unwrap();
+    let mut service = Service::start(site.ep()).unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    let stays = service.listen("tcp [::]:50001").unwrap();
+    let goes = service.listen("tcp [::]:50002").unwrap();
+    site.wait_open(&[stays, goes]);
+    site.daemon.end(Signal::SIGKILL).unwrap();
+    service.tell(&format!("close {goes}")).unwrap();
+    // Somebody else takes the port that is still open in the kernel.
+    let mut thief = Service::start_as(site.ep(), NOBODY).unwrap();
+    thief.listen(&format!("tcp [::]:{goes}")).unwrap();
+    let policy = site.folder.path().join("policy.toml");
+    site.daemon = Daemon::start(site.lab.host("ep"), &policy, "ep", site.folder.path()).unwrap();
+    // When the daemon says that it is ready, that is so already.
+    assert_eq!(site.open_in_kernel(), [stays]);
+    assert!(site.denied("console", "192.0.2.2", goes));
+}
+
+#[test]
+fn a_service_that_restarts_all_the_time_does_not_flood_the_kernel() {
+    let site = Site::new(&app("limit = 1000")).unwrap();
+    let generation = || -> u64 {
+        let text = site.ep().nft_output(&["-j", "list", "ruleset"]).unwrap();
+        assert!(!text.is_empty());
+        let answer =
+            portward(site.ep(), &["status", "--json", "--control-socket", text_of(site.folder.path()).as_str()])
+                .unwrap();
+        serde_json::from_str::<Value>(&answer.stdout).unwrap()["generation"].as_u64().unwrap()
+    };
+    let mut service = Service::start(site.ep()).unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    site.wait_condition("tracked");
+    let before = generation();
+    service.tell("churn 2000 2").unwrap();
+    site.wait_open(&[]);
+    let transactions = generation() - before;
+    // Two for each of 4,000 listeners would be 8,000; in steps of 10 ms there are some hundred.
+    assert!(transactions < 1200, "{transactions}");
+    // Polling does not even notice listeners that live so shortly.
+    assert!(transactions > 0 || !cfg!(feature = "bpf"));
+}
+
+fn text_of(folder: &Path) -> String {
+    text(&folder.join("control.sock")).unwrap().to_owned()
+}
+
+#[test]
+fn connections_of_a_closed_port_go_on_or_are_cut() {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    for (more, survives) in [("", true), ("on-close = \"cut\"", false)] {
+        let site = Site::new(&app(more)).unwrap();
+        let mut service = Service::start(site.ep()).unwrap();
+        service.listen("tcp [::]:9000").unwrap();
+        let port = service.listen("tcp [::]:0").unwrap();
+        site.wait_open(&[port]);
+        let mut stream = site.lab.host("console").run(|| TcpStream::connect(("192.0.2.2", port))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut echo = || -> std::io::Result<()> {
+            stream.write_all(b"x")?;
+            stream.read_exact(&mut [0])
+        };
+        echo().unwrap();
+        service.tell(&format!("close {port}")).unwrap();
+        site.wait_open(&[]);
+        sleep(QUIET);
+        assert_eq!(echo().is_ok(), survives, "{more}");
+    }
+}
+
+// Attacks. None opens anything.
+
+#[test]
+fn an_unprivileged_user_takes_the_anchor_first() {
+    both_ways(|options| {
+        let site = Site::with(&app(""), options).unwrap();
+        let mut thief = Service::start_as(site.ep(), NOBODY).unwrap();
+        thief.listen("tcp [::]:9000").unwrap();
+        let port = thief.listen("tcp [::]:0").unwrap();
+        let service = site.wait_condition("unverified");
+        assert!(service["detail"].as_str().unwrap().contains("not by root"), "{service}");
+        assert!(site.denied("console", "192.0.2.2", port));
+        assert!(site.open_in_kernel().is_empty());
+    });
+}
+
+#[test]
+fn another_program_of_the_right_user_takes_the_anchor() {
+    let site = Site::new(&app("")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("stand-in");
+    fs::copy(program().unwrap(), &copy).unwrap();
+    let mut thief = Service::start_command(site.ep(), &mut Command::new(&copy)).unwrap();
+    thief.listen("tcp [::]:9000").unwrap();
+    thief.listen("tcp [::]:0").unwrap();
+    site.wait_condition("unverified");
+    assert!(site.open_in_kernel().is_empty());
+}
+
+#[test]
+fn names_and_arguments_are_faked() {
+    let name = program().unwrap().canonicalize().unwrap();
+    let site = Site::new(&app("").replace("exe =", "args = [\"genuine\"], exe =")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("stand-in");
+    fs::copy(&name, &copy).unwrap();
+    let mut command = Command::new(&copy);
+    command.arg0(&name).arg("genuine").uid(NOBODY).gid(NOBODY);
+    let folder_mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    fs::set_permissions(folder.path(), folder_mode).unwrap();
+    let mut thief = Service::start_command(site.ep(), &mut command).unwrap();
+    thief.tell("name stand-in").unwrap();
+    thief.listen("tcp [::]:9000").unwrap();
+    thief.listen("tcp [::]:0").unwrap();
+    site.wait_condition("unverified");
+    assert!(site.open_in_kernel().is_empty());
+    thief.kill();
+    // The same words of the real process are heeded.
+    let mut genuine = Service::start_command(site.ep(), Command::new(&name).arg("genuine")).unwrap();
+    genuine.listen("tcp [::]:9000").unwrap();
+    let port = genuine.listen("tcp [::]:0").unwrap();
+    site.wait_open(&[port]);
+}
+
+#[test]
+fn a_deleted_or_replaced_program_is_not_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().canonicalize().unwrap().join("service");
+    fs::copy(program().unwrap(), &copy).unwrap();
+    let description =
+        app("").replace(program().unwrap().canonicalize().unwrap().to_str().unwrap(), copy.to_str().unwrap());
+    let site = Site::new(&description).unwrap();
+    let mut service = Service::start_command(site.ep(), &mut Command::new(&copy)).unwrap();
+    // A program of another name in its place, as an attacker would put it after deleting the genuine one.
+    fs::remove_file(&copy).unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    service.listen("tcp [::]:0").unwrap();
+    site.wait_condition("unverified");
+    fs::copy(program().unwrap(), &copy).unwrap();
+    sleep(QUIET);
+    assert_eq!(site.service("app")["condition"], "unverified");
+    assert!(site.open_in_kernel().is_empty());
+    // A symbolic link at the expected place leads to another program, and the kernel names that one.
+    service.kill();
+    fs::remove_file(&copy).unwrap();
+    std::os::unix::fs::symlink(program().unwrap(), &copy).unwrap();
+    let mut linked = Service::start_command(site.ep(), &mut Command::new(&copy)).unwrap();
+    linked.listen("tcp [::]:9000").unwrap();
+    linked.listen("tcp [::]:0").unwrap();
+    site.wait_condition("unverified");
+    assert!(site.open_in_kernel().is_empty());
+}
+
+#[test]
+fn a_port_that_the_service_has_just_left_is_taken_over() {
+    both_ways(|options| {
+        let site = Site::with(&app(""), options).unwrap();
+        let mut service = Service::start(site.ep()).unwrap();
+        service.listen("tcp [::]:9000").unwrap();
+        let port = service.listen("tcp [::]:0").unwrap();
+        site.wait_open(&[port]);
+        let mut thief = Service::start_as(site.ep(), NOBODY).unwrap();
+        service.tell(&format!("close {port}")).unwrap();
+        thief.listen(&format!("tcp [::]:{port}")).unwrap();
+        site.wait_open(&[]);
+        assert!(site.denied("console", "192.0.2.2", port));
+    });
+}
+
+#[test]
+fn a_port_is_shared_with_a_stranger() {
+    let site = Site::new(&app("")).unwrap();
+    let mut service = Service::start(site.ep()).unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    let port = service.listen("tcp [::]:0 reuse").unwrap();
+    site.wait_open(&[port]);
+    // The kernel lets only the same user share a TCP port; a program of the same user is a stranger all the same.
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("stand-in");
+    fs::copy(program().unwrap(), &copy).unwrap();
+    let mut thief = Service::start_command(site.ep(), &mut Command::new(&copy)).unwrap();
+    thief.listen(&format!("tcp [::]:{port} reuse")).unwrap();
+    site.wait_open(&[]);
+    assert!(site.wait_refused(port).starts_with("shared with another process"));
+    thief.kill();
+    site.wait_open(&[port]);
+}
+
+#[test]
+fn a_process_in_another_namespace_listens_on_the_anchor() {
+    both_ways(|options| {
+        let site = Site::with(&app(""), options).unwrap();
+        let mut elsewhere = Service::start(site.lab.host("stranger")).unwrap();
+        elsewhere.listen("tcp [::]:9000").unwrap();
+        elsewhere.listen("tcp [::]:40001").unwrap();
+        sleep(QUIET);
+        assert_eq!(site.service("app")["condition"], "absent");
+        assert!(site.open_in_kernel().is_empty());
+    });
+}
+
+#[test]
+fn ten_thousand_listeners_appear() {
+    both_ways(|options| {
+        let site = Site::with(&app(""), options).unwrap();
+        let mut service = Service::start(site.ep()).unwrap();
+        service.listen("tcp [::]:9000").unwrap();
+        let port = service.listen("tcp [::]:30001").unwrap();
+        site.wait_open(&[port]);
+        let mut crowd = Service::start_as(site.ep(), NOBODY).unwrap();
+        crowd.tell("many 10000").unwrap();
+        // The service is followed as before.
+        let another = service.listen("tcp [::]:30002").unwrap();
+        assert!(site.passes("192.0.2.2", another));
+        service.tell("close 30001").unwrap();
+        site.wait_open(&[another]);
+        crowd.kill();
+        site.wait_open(&[another]);
+    });
+}
+
+#[test]
+fn a_hidden_proc_opens_nothing_and_says_so() {
+    let site = Site::new(&app("")).unwrap();
+    drop(site);
+    let lab = Lab::new(&[HostSpec::new("ep", &["192.0.2.2", "2001:db8::2"])]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("policy.toml");
+    fs::write(&path, policy(&app(""))).unwrap();
+    // A /proc of its own that shows nobody else's processes, and no capability to see through that.
+    let daemon = Daemon::start_wrapped(
+        lab.host("ep"),
+        &path,
+        "ep",
+        folder.path(),
+        &[
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            "mount -t proc -o hidepid=2 proc /proc && exec setpriv --bounding-set -sys_ptrace,-dac_read_search,-dac_override --inh-caps -all \
+             --no-new-privs \"$0\" \"$@\"",
+        ],
+    )
+    .unwrap();
+    let mut service = Service::start_as(lab.host("ep"), NOBODY).unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    service.listen("tcp [::]:0").unwrap();
+    sleep(QUIET * 2);
+    let status = daemon.control("status").unwrap();
+    assert!(status.stdout.contains("nothing open"), "{}\n{}", status.stdout, daemon.log());
+    let table = portward_integration_tests::portward::table(lab.host("ep")).unwrap().unwrap();
+    assert!(table.maps["dynamic_tcp"].elements.is_empty());
+}
+
+#[test]
+fn listeners_tells_who_may_reach_what() {
+    let site = Site::new(&app("")).unwrap();
+    let mut service = Service::start(site.ep()).unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    let port = service.listen("tcp [::]:0").unwrap();
+    let local = service.listen("tcp 127.0.0.1:0").unwrap();
+    service.listen("tcp [::]:22").unwrap();
+    site.wait_open(&[port]);
+    let arguments = [
+        "listeners",
+        "--policy",
+        text(&site.folder.path().join("policy.toml")).unwrap(),
+        "--host",
+        "ep",
+        "--control-socket",
+        text(&site.folder.path().join("control.sock")).unwrap(),
+    ]
+    .map(str::to_owned);
+    let run = |more: &[&str]| {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        portward(site.ep(), &arguments).unwrap()
+    };
+    let json: Value = serde_json::from_str(&run(&["--json"]).stdout).unwrap();
+    let find = |port: u16| {
+        let listeners = json["listeners"].as_array().unwrap();
+        listeners.iter().find(|listener| listener["port"] == port).cloned().unwrap_or_else(|| panic!("{json:#}"))
+    };
+    assert_eq!(find(port)["exposure"], "open");
+    assert_eq!(find(port)["open"][0]["groups"], serde_json::json!(["console"]));
+    assert_eq!(find(port)["processes"][0]["pid"], service.pid());
+    assert_eq!(find(local)["exposure"], "local");
+    assert_eq!(find(22)["open"][0]["row"], "ssh");
+    let table = run(&[]).stdout;
+    assert!(table.starts_with("PORT"), "{table}");
+    assert!(table.lines().any(|line| line.starts_with(&format!("{port}/tcp")) && line.contains("console")), "{table}");
+}

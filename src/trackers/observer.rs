@@ -1,0 +1,918 @@
+//! The observer: one thread that watches the listeners of this network namespace, asks the services for their ports, and
+//! publishes what may be opened.
+//!
+//! It has a thread of its own because looking for the owner of a socket may read all of /proc, and the daemon's loop must
+//! not wait for that. Deciding is left to [`verify`], when to ask to [`schedule`](super::schedule).
+
+use super::exchange::NoAnswer;
+use super::holder::{ProcessHolder, wanted_user};
+use super::schedule::Schedule;
+use super::sockets::{Holder, Identity, Sockets};
+use super::state::{Observation, Opened, RefusedPort, Report, ServiceCondition, ServiceReport, Source};
+use super::verify::{self, Anchor, Meant, Verdict};
+use super::{Claim, Claims, imq, rmi, rpc};
+use crate::describe;
+use crate::listeners::{Closing, Closings, Event, Events, Holders, Listener, Owners, Process, SockDiag, Visibility};
+use crate::plan::{LocalScope, OpenPort, OpenPorts};
+use crate::policy::{DynamicService, Ports, Tracker};
+use crate::ruleset::{PortRange, Protocol};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+use tracing::{debug, info, warn};
+
+/// How often the sockets are listed although the kernel tells of new ones: for what it may not have told.
+const LOOK_WITH_EVENTS: Duration = Duration::from_secs(10);
+/// After reading all of /proc, so many times as long as that took nothing reads it again: at most 5 % of a processor.
+const SCAN_REST: u32 = 20;
+/// How often the processes of open ports are looked at again: one may have become another program.
+const DOUBT: Duration = Duration::from_secs(10);
+/// Every so many times anchors are looked at, too, whose owner is not the process that is wanted: a socket may be handed
+/// from one process to another, as systemd does.
+const ALL_DOUBTED: u32 = 3;
+/// Processes that are remembered; each costs a descriptor.
+const MOST_KNOWN: usize = 512;
+/// How often a registry may fail to answer before its process's listeners are taken in place of its answer.
+const FAILURES_BEFORE_FALLBACK: u32 = 2;
+
+/// How the observer works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Whether the kernel is asked to tell of new listeners; else they are only listed at intervals.
+    pub events: bool,
+    /// How often the sockets are listed when the kernel does not tell of new ones.
+    pub poll: Duration,
+    /// Where rpcbind listens.
+    pub rpcbind: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { events: true, poll: Duration::from_millis(250), rpcbind: PathBuf::from(rpc::SOCKET) }
+    }
+}
+
+/// What to watch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Counts up with every change, so that an observation can be told from an older one.
+    pub revision: u64,
+    /// The services that this host exposes.
+    pub services: Vec<Watched>,
+    /// Ports that an earlier daemon has opened. They count as claims until the service itself has answered.
+    pub adopted: BTreeMap<String, BTreeSet<(Protocol, u16)>>,
+}
+
+/// A service to watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// The service.
+    pub service: DynamicService,
+    /// The ports that are open for the same peers anyway.
+    pub own_ports: Vec<Ports>,
+}
+
+/// The observer's thread. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Observer {
+    wanted: Option<watch::Sender<Wanted>>,
+    observations: watch::Receiver<Observation>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Observer {
+    /// Starts the thread, in the network namespace of the caller. It rests until it is told what to watch.
+    ///
+    /// # Errors
+    ///
+    /// The system has no thread to give.
+    pub fn start(options: Options) -> io::Result<Self> {
+        let (wanted, to_watch) = watch::channel(Wanted::default());
+        let (publish, observations) = watch::channel(Observation::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = thread::Builder::new().name("observer".to_owned()).spawn(move || {
+            runtime.block_on(Loop::new(options, to_watch, publish).run());
+        })?;
+        Ok(Self { wanted: Some(wanted), observations, thread: Some(thread) })
+    }
+
+    /// Says what to watch from now on.
+    pub fn watch(&self, wanted: Wanted) {
+        if let Some(sender) = &self.wanted {
+            sender.send_replace(wanted);
+        }
+    }
+
+    /// What was found out last, and news of it.
+    pub fn observations(&self) -> watch::Receiver<Observation> {
+        self.observations.clone()
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.wanted = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One service and what is known of it.
+struct Tracked {
+    watched: Watched,
+    /// The number of the user that the process must run as; `None`: any, or one that does not exist.
+    user: Option<u32>,
+    /// The processes that were asked or looked at last.
+    owners: BTreeSet<Identity>,
+    /// The listeners of these processes.
+    listening: BTreeSet<u64>,
+    /// What the service has said.
+    answer: Option<Answer>,
+    /// What it had open before this daemon.
+    adopted: Vec<Claim>,
+    failure: Option<Failure>,
+    failures: u32,
+    schedule: Schedule,
+    open: BTreeSet<OpenPort>,
+}
+
+/// What a service has said.
+#[derive(Debug, Clone, Default)]
+struct Answer {
+    claims: Vec<Claim>,
+    /// What cannot even be a claim, and why.
+    refused: Vec<RefusedPort>,
+}
+
+/// Why a service did not answer.
+#[derive(Debug, Clone)]
+struct Failure {
+    message: String,
+    /// Whether it cannot answer in any form that is understood, so that its process's listeners take the answer's place.
+    final_word: bool,
+}
+
+struct Reply {
+    service: String,
+    owners: BTreeSet<Identity>,
+    result: Result<Answer, Failure>,
+}
+
+impl Tracked {
+    fn new(watched: Watched) -> Self {
+        let user = wanted_user(&watched.service.process);
+        Self {
+            watched,
+            user,
+            owners: BTreeSet::new(),
+            listening: BTreeSet::new(),
+            answer: None,
+            adopted: Vec::new(),
+            failure: None,
+            failures: 0,
+            schedule: Schedule::default(),
+            open: BTreeSet::new(),
+        }
+    }
+
+    /// Takes ports that an earlier daemon has opened for claims, until the service itself answers.
+    fn adopt(&mut self, ports: &BTreeSet<(Protocol, u16)>) {
+        let claim = |(protocol, port): &(Protocol, u16)| Claim {
+            protocol: *protocol,
+            port: *port,
+            what: "open before the daemon started".to_owned(),
+        };
+        if self.answer.is_none() {
+            self.adopted = ports.iter().map(claim).collect();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.owners.clear();
+        self.listening.clear();
+        self.answer = None;
+        self.failure = None;
+        self.failures = 0;
+        self.schedule.stop();
+        self.open.clear();
+    }
+
+    /// Takes note of whom the ports belong to and what they listen on; both are reasons to ask (again).
+    fn note<P: Holder>(&mut self, owners: &[Arc<P>], sockets: &Sockets<P>, now: Instant) {
+        let identities: BTreeSet<Identity> = owners.iter().map(|owner| owner.identity()).collect();
+        let units: BTreeSet<&str> = owners.iter().filter_map(|owner| owner.unit()).collect();
+        let of_processes = identities.iter().flat_map(|identity| sockets.of_process(*identity));
+        let of_units = units.iter().flat_map(|unit| sockets.of_unit(unit));
+        let listening = of_processes.chain(of_units).map(|socket| socket.listener.cookie).collect();
+        if identities != self.owners {
+            if !self.owners.is_empty() {
+                self.answer = None;
+                self.adopted.clear();
+            }
+            (self.failure, self.failures) = (None, 0);
+            self.owners = identities;
+            self.schedule.trigger(now);
+        }
+        if listening != self.listening {
+            self.listening = listening;
+            self.schedule.trigger(now);
+        }
+    }
+
+    fn heard(&mut self, reply: Reply, now: Instant) {
+        self.schedule.answered(now);
+        if reply.owners != self.owners {
+            return;
+        }
+        match reply.result {
+            Ok(answer) => {
+                self.answer = Some(answer);
+                self.adopted.clear();
+                (self.failure, self.failures) = (None, 0);
+            }
+            Err(failure) => {
+                debug!(service = self.watched.service.name, "does not tell its ports: {}", failure.message);
+                self.failures = self.failures.saturating_add(1);
+                self.failure = Some(failure);
+            }
+        }
+    }
+
+    /// Judges the service by what is known now.
+    fn judge<P: Holder>(&mut self, sockets: &Sockets<P>, now: Instant) -> ServiceReport {
+        let service = &self.watched.service;
+        let name = service.name.clone();
+        let tracker = service.tracker;
+        let (condition, detail, verdict) = match tracker {
+            Tracker::Rpc => self.judge_rpc(sockets, now),
+            Tracker::Imq | Tracker::Rmi | Tracker::Process => match verify::anchor(service, self.user, sockets) {
+                Anchor::Absent => {
+                    self.forget();
+                    let anchor = self.anchor_name();
+                    (ServiceCondition::Absent, format!("nobody listens on {anchor}"), Verdict::default())
+                }
+                Anchor::Unverified(why) => {
+                    self.forget();
+                    let detail = format!("{} is not the service's: {why}", self.anchor_name());
+                    (ServiceCondition::Unverified, detail, Verdict::default())
+                }
+                Anchor::Verified(owners, _) => {
+                    self.note(&owners, sockets, now);
+                    self.judge_verified(&owners, sockets)
+                }
+            },
+        };
+        self.open = verdict.open.keys().copied().collect();
+        let mut refused = verdict.refused;
+        refused.extend(self.answer.iter().flat_map(|answer| answer.refused.iter().cloned()));
+        refused.sort();
+        ServiceReport {
+            name,
+            tracker: tracker.name().to_owned(),
+            condition,
+            detail,
+            open: verdict.open.into_values().collect::<Vec<Opened>>(),
+            refused,
+        }
+    }
+
+    fn judge_verified<P: Holder>(
+        &self,
+        owners: &[Arc<P>],
+        sockets: &Sockets<P>,
+    ) -> (ServiceCondition, String, Verdict) {
+        let owner = owners.first().map(|owner| owner.describe()).unwrap_or_default();
+        let judge =
+            |meant| verify::judge(&self.watched.service, &self.watched.own_ports, sockets, owners, meant, &self.open);
+        let kept = self.answer.as_ref().map_or(&self.adopted, |answer| &answer.claims);
+        match (&self.failure, &self.answer) {
+            _ if self.watched.service.tracker == Tracker::Process => {
+                (ServiceCondition::Tracked, owner, judge(Meant::Listeners))
+            }
+            (Some(failure), None) if failure.final_word && self.failures >= FAILURES_BEFORE_FALLBACK => {
+                let detail = format!("{owner} does not name its ports ({}): all its listeners count", failure.message);
+                (ServiceCondition::Fallback, detail, judge(Meant::Listeners))
+            }
+            (Some(failure), _) => {
+                let detail = format!("{owner} does not tell its ports: {}", failure.message);
+                (ServiceCondition::Silent, detail, judge(Meant::Claims(kept)))
+            }
+            (None, Some(answer)) => (ServiceCondition::Tracked, owner, judge(Meant::Claims(&answer.claims))),
+            (None, None) => (ServiceCondition::Silent, format!("{owner} is being asked"), judge(Meant::Claims(kept))),
+        }
+    }
+
+    /// rpcbind is asked as long as a process that may register runs at all; each listener's own process is checked.
+    fn judge_rpc<P: Holder>(&mut self, sockets: &Sockets<P>, now: Instant) -> (ServiceCondition, String, Verdict) {
+        let wanted = &self.watched.service.process;
+        let owners: Vec<Arc<P>> =
+            sockets.processes().filter(|process| process.check(wanted).is_ok()).cloned().collect();
+        if owners.is_empty() {
+            self.forget();
+            return (ServiceCondition::Absent, "no such process listens".to_owned(), Verdict::default());
+        }
+        self.note(&owners, sockets, now);
+        let claims = self.answer.as_ref().map_or(&self.adopted, |answer| &answer.claims);
+        let verdict = verify::judge(
+            &self.watched.service,
+            &self.watched.own_ports,
+            sockets,
+            &[],
+            Meant::Claims(claims),
+            &self.open,
+        );
+        let names: BTreeSet<String> = owners.iter().map(|owner| owner.describe()).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        match (&self.failure, &self.answer) {
+            (Some(failure), _) => {
+                (ServiceCondition::Silent, format!("rpcbind does not tell the ports: {}", failure.message), verdict)
+            }
+            (None, Some(_)) => (ServiceCondition::Tracked, names, verdict),
+            (None, None) => (ServiceCondition::Silent, format!("{names}: rpcbind is being asked"), verdict),
+        }
+    }
+
+    fn anchor_name(&self) -> String {
+        self.watched.service.anchor.map_or_else(String::new, |port| verify::name(Protocol::Tcp, port))
+    }
+}
+
+struct Loop {
+    options: Options,
+    to_watch: watch::Receiver<Wanted>,
+    publish: watch::Sender<Observation>,
+    revision: u64,
+    services: Vec<Tracked>,
+    /// `None`: nothing is watched, or the kernel gives no socket; then it is tried again at the next look.
+    diag: Option<SockDiag>,
+    source: Source,
+    events: Option<AsyncFd<Events>>,
+    closings: Option<AsyncFd<Closings>>,
+    sockets: Sockets<ProcessHolder>,
+    owners: Owners,
+    /// The processes that were looked at, by their numbers.
+    known: BTreeMap<u32, Arc<ProcessHolder>>,
+    /// Whether the kernel's numbers of processes are those of this process's /proc.
+    pids_are_ours: bool,
+    trouble: Option<String>,
+    next_look: Instant,
+    next_scan: Instant,
+    next_doubt: Instant,
+    doubts: u32,
+    replies: mpsc::UnboundedSender<Reply>,
+    replied: mpsc::UnboundedReceiver<Reply>,
+}
+
+impl Loop {
+    fn new(options: Options, to_watch: watch::Receiver<Wanted>, publish: watch::Sender<Observation>) -> Self {
+        let now = Instant::now();
+        let (replies, replied) = mpsc::unbounded_channel();
+        Self {
+            options,
+            to_watch,
+            publish,
+            revision: 0,
+            services: Vec::new(),
+            diag: None,
+            source: Source::None,
+            events: None,
+            closings: None,
+            sockets: Sockets::new(),
+            owners: Owners::new(),
+            known: BTreeMap::new(),
+            pids_are_ours: is_first_pid_namespace(),
+            trouble: None,
+            next_look: now,
+            next_scan: now,
+            next_doubt: now,
+            doubts: 0,
+            replies,
+            replied,
+        }
+    }
+
+    /// Until the daemon has nothing to say any more.
+    async fn run(mut self) {
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                changed = self.to_watch.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.take_wanted();
+                }
+                events = news(&mut self.events, Events::read) => self.heed_events(events),
+                closings = news(&mut self.closings, Closings::read) => self.heed_closings(closings),
+                Some(reply) = self.replied.recv() => {
+                    let now = Instant::now();
+                    let of_service = |tracked: &&mut Tracked| tracked.watched.service.name == reply.service;
+                    if let Some(tracked) = self.services.iter_mut().find(of_service) {
+                        tracked.heard(reply, now);
+                    }
+                }
+                () = sleep_until(wake.into()), if !self.services.is_empty() => {}
+            }
+            if self.services.is_empty() {
+                self.publish(Vec::new());
+                continue;
+            }
+            let now = Instant::now();
+            if now >= self.next_look {
+                self.look();
+            }
+            self.find_owners();
+            self.judge();
+            self.ask();
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let asks = self.services.iter().filter_map(|tracked| tracked.schedule.due());
+        let scan = (!self.unowned().is_empty()).then_some(self.next_scan);
+        asks.chain(scan).chain([self.next_look]).min().unwrap_or(self.next_look)
+    }
+
+    fn take_wanted(&mut self) {
+        let wanted = self.to_watch.borrow_and_update().clone();
+        self.revision = wanted.revision;
+        let mut before: BTreeMap<String, Tracked> =
+            self.services.drain(..).map(|tracked| (tracked.watched.service.name.clone(), tracked)).collect();
+        self.services = wanted
+            .services
+            .into_iter()
+            .map(|watched| match before.remove(&watched.service.name) {
+                // What else the service has said stays true when only its limit or its line in the file changes.
+                Some(known) if same_process(&known.watched.service, &watched.service) => Tracked { watched, ..known },
+                _ => Tracked::new(watched),
+            })
+            .map(|mut tracked| {
+                if let Some(ports) = wanted.adopted.get(&tracked.watched.service.name) {
+                    tracked.adopt(ports);
+                }
+                tracked
+            })
+            .collect();
+        if self.services.is_empty() {
+            self.rest();
+        } else {
+            let users: Vec<Option<u32>> = self.services.iter().map(|tracked| tracked.user).collect();
+            self.sockets.reconsider(|listener| {
+                listener.inode != 0 && users.iter().any(|user| user.is_none_or(|user| user == listener.uid))
+            });
+            self.watch_kernel();
+            self.next_look = Instant::now();
+        }
+    }
+
+    fn rest(&mut self) {
+        (self.diag, self.events, self.closings) = (None, None, None);
+        self.source = Source::None;
+        self.trouble = None;
+        self.sockets = Sockets::new();
+        self.owners = Owners::new();
+        self.known.clear();
+    }
+
+    /// Opens what the kernel tells by, as far as it is not open.
+    fn watch_kernel(&mut self) {
+        if self.closings.is_none() {
+            let closings = Closings::open().map_err(io::Error::other).and_then(registered);
+            self.closings = closings
+                .inspect_err(|error| warn!(%error, "closed listeners are noticed late: the kernel does not tell"))
+                .ok();
+        }
+        if self.events.is_some() {
+            self.set_ports_of_interest();
+            return;
+        }
+        let opened = if self.options.events {
+            Events::open()
+                .map_err(|unavailable| describe(&unavailable))
+                .and_then(|events| registered(events).map_err(|error| error.to_string()))
+        } else {
+            Err("switched off by --listener-events poll".to_owned())
+        };
+        let source = match opened {
+            Ok(events) => {
+                self.events = Some(events);
+                self.set_ports_of_interest();
+                Source::Bpf
+            }
+            Err(reason) => self.polling(reason),
+        };
+        if source != self.source {
+            match &source {
+                Source::Bpf => info!("the kernel tells of new listeners, by BPF"),
+                Source::Polling { every, reason } => info!("listeners are looked at every {every} ms: {reason}"),
+                Source::None => {}
+            }
+            self.source = source;
+        }
+    }
+
+    fn polling(&self, reason: String) -> Source {
+        let every = u64::try_from(self.options.poll.as_millis()).unwrap_or(u64::MAX);
+        Source::Polling { every, reason }
+    }
+
+    fn set_ports_of_interest(&mut self) {
+        let Some(events) = &mut self.events else { return };
+        let anchors = self.services.iter().filter_map(|tracked| tracked.watched.service.anchor);
+        let anchors = anchors.map(|port| (Protocol::Tcp, PortRange::single(port)));
+        let ranges = self.services.iter().flat_map(|tracked| &tracked.watched.service.ports);
+        let ranges = ranges.filter_map(|ports| match ports {
+            Ports::Range(protocol, range) => Some((*protocol, *range)),
+            Ports::Echo => None,
+        });
+        let ports: Vec<(Protocol, PortRange)> = anchors.chain(ranges).collect();
+        if let Err(error) = events.get_mut().set_ports(&ports) {
+            let reason = format!("the BPF programs cannot be told which ports matter: {}", describe(&error));
+            self.lose_events(reason);
+        }
+    }
+
+    fn lose_events(&mut self, reason: String) {
+        warn!("listeners are looked at every {:?} from now on: {reason}", self.options.poll);
+        self.events = None;
+        self.source = self.polling(reason);
+        self.next_look = Instant::now();
+    }
+
+    fn is_relevant(&self, protocol: Protocol, port: u16) -> bool {
+        self.services.iter().any(|Tracked { watched: Watched { service, .. }, .. }| {
+            protocol == Protocol::Tcp && service.anchor == Some(port)
+                || service
+                    .ports
+                    .iter()
+                    .any(|ports| matches!(ports, Ports::Range(of, range) if *of == protocol && range.contains(port)))
+        })
+    }
+
+    fn heed_events(&mut self, events: Result<Vec<Event>, String>) {
+        let events = match events {
+            Ok(events) => events,
+            Err(reason) => return self.lose_events(reason),
+        };
+        for event in events {
+            match event {
+                Event::Opened(opened) => {
+                    if !self.is_relevant(opened.protocol, opened.port) || self.sockets.get(opened.cookie).is_some() {
+                        continue;
+                    }
+                    let scope = opened.scope.unwrap_or(LocalScope::Any);
+                    let found = self.diag.as_mut().map(|diag| diag.find(opened.protocol, scope, opened.port, None));
+                    match found {
+                        Some(Ok(Some(listener))) if listener.cookie == opened.cookie => {
+                            self.add(listener, opened.pid.filter(|_| self.pids_are_ours));
+                        }
+                        // Already gone, or one of several on the port.
+                        _ => self.next_look = Instant::now(),
+                    }
+                }
+                Event::Closed(closed) => drop(self.sockets.remove(closed.cookie)),
+                Event::Lost { count } => {
+                    warn!("{count} events of listeners were lost; all of them are looked at");
+                    self.next_look = Instant::now();
+                }
+            }
+        }
+    }
+
+    fn heed_closings(&mut self, closings: Result<Vec<Closing>, String>) {
+        match closings {
+            Ok(closings) => {
+                for closing in closings {
+                    match closing {
+                        Closing::Socket { cookie, .. } => drop(self.sockets.remove(cookie)),
+                        Closing::Lost => self.next_look = Instant::now(),
+                    }
+                }
+            }
+            Err(reason) => {
+                warn!("closed listeners are noticed late: {reason}");
+                self.closings = None;
+                self.next_look = Instant::now();
+            }
+        }
+    }
+
+    /// Adds a listener. `pid` is the process that the kernel saw making it.
+    fn add(&mut self, listener: Listener, pid: Option<u32>) {
+        let wanted = self.may_matter(&listener);
+        if !self.sockets.insert(listener, wanted) || !wanted {
+            return;
+        }
+        let known = pid.and_then(|pid| self.known.get(&pid)).filter(|known| known.process.exists()).cloned();
+        let holder = known.or_else(|| self.meet(&Arc::new(Process::open(pid?).ok()?)));
+        let Some(holder) = holder else { return };
+        // A process that nobody wants need not be searched for the socket, and one that has been wanted for longer than the
+        // socket exists holds it, since it made the system call. Of one that is new, the number may have been another's.
+        let is_owner = self.services.iter().any(|tracked| tracked.owners.contains(&holder.as_ref().identity()));
+        if is_owner || !self.settles(std::slice::from_ref(&holder)) {
+            self.sockets.set_holders(listener.cookie, vec![holder]);
+        } else {
+            let found = self.owners.look(&BTreeSet::from([listener.inode]), pid);
+            self.take_owners(&BTreeMap::from([(listener.inode, listener.cookie)]), &found, false);
+        }
+    }
+
+    /// Whether the process of a listener needs to be known: not when its user is none that any service has.
+    fn may_matter(&self, listener: &Listener) -> bool {
+        let of_user = |tracked: &Tracked| tracked.user.is_none_or(|user| user == listener.uid);
+        listener.inode != 0 && self.services.iter().any(of_user)
+    }
+
+    /// Who a process is, as it was when it was looked at first.
+    fn meet(&mut self, process: &Arc<Process>) -> Option<Arc<ProcessHolder>> {
+        let known = self.known.get(&process.pid());
+        if let Some(known) = known.filter(|known| known.process.start_time() == process.start_time()) {
+            return Some(known.clone());
+        }
+        // What cannot be looked at cannot be verified.
+        let holder = Arc::new(ProcessHolder::look(process).ok()?);
+        if self.known.len() >= MOST_KNOWN {
+            self.known.clear();
+        }
+        self.known.insert(process.pid(), holder.clone());
+        Some(holder)
+    }
+
+    /// Whether one of these holders is a process that some service wants, so that nobody needs to look for others.
+    fn settles(&self, holders: &[Arc<ProcessHolder>]) -> bool {
+        self.services.iter().any(|tracked| {
+            let wanted = &tracked.watched.service.process;
+            let is_wanted = |holder: &Arc<ProcessHolder>| {
+                tracked.owners.contains(&Holder::identity(holder.as_ref())) || holder.check(wanted).is_ok()
+            };
+            holders.iter().any(is_wanted)
+        })
+    }
+
+    /// Lists all sockets, and makes what is known agree with it.
+    fn look(&mut self) {
+        let every = if self.events.is_some() { LOOK_WITH_EVENTS } else { self.options.poll };
+        self.next_look = Instant::now() + every;
+        if self.diag.is_none() {
+            self.diag = SockDiag::open().inspect_err(|error| warn!(%error, "no listeners are seen")).ok();
+        }
+        let Some(diag) = &mut self.diag else { return };
+        let listeners = match diag.dump() {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                warn!(%error, "the listeners cannot be listed; what is known of them stays until they can");
+                self.diag = None;
+                return;
+            }
+        };
+        let mut here = BTreeSet::new();
+        for listener in listeners {
+            if self.is_relevant(listener.protocol, listener.port) {
+                here.insert(listener.cookie);
+                let wanted = self.may_matter(&listener);
+                self.sockets.insert(listener, wanted);
+            }
+        }
+        let known = self.sockets.iter().map(|socket| socket.listener.cookie);
+        let gone: Vec<u64> = known.filter(|cookie| !here.contains(cookie)).collect();
+        for cookie in gone {
+            self.sockets.remove(cookie);
+        }
+        self.doubt();
+    }
+
+    /// Looks again, every now and then, at the processes that were looked at: has a wanted one become another program, or let
+    /// go of a socket? And does whoever keeps an anchor from being verified still hold it?
+    fn doubt(&mut self) {
+        let now = Instant::now();
+        if now < self.next_doubt {
+            return;
+        }
+        self.next_doubt = now + DOUBT;
+        self.doubts += 1;
+        let all = self.doubts % ALL_DOUBTED == 0;
+        let mut doubtful: BTreeSet<u64> =
+            self.services.iter().flat_map(|tracked| &tracked.listening).copied().collect();
+        for tracked in self.services.iter().filter(|tracked| all || !tracked.owners.is_empty()) {
+            let anchor = tracked.watched.service.anchor.into_iter();
+            let sockets = anchor.flat_map(|anchor| self.sockets.on_port(Protocol::Tcp, anchor));
+            doubtful.extend(
+                sockets.filter(|socket| self.may_matter(&socket.listener)).map(|socket| socket.listener.cookie),
+            );
+        }
+        let holders =
+            doubtful.iter().filter_map(|cookie| self.sockets.get(*cookie)).flat_map(|socket| socket.holders());
+        let pids: BTreeSet<u32> = holders.map(|holder| holder.identity.pid).collect();
+        self.known.retain(|pid, known| match pids.contains(pid) {
+            true => known.process.identity().is_ok_and(|identity| identity == known.identity),
+            false => !all || known.process.exists(),
+        });
+        let by_inode = |cookie: &u64| Some((self.sockets.get(*cookie)?.listener.inode, *cookie));
+        let doubtful: BTreeMap<u32, u64> = doubtful.iter().filter_map(by_inode).collect();
+        if !doubtful.is_empty() {
+            self.find_owners_of(&doubtful);
+        }
+    }
+
+    /// The listeners whose processes are to be looked up, by inode.
+    fn unowned(&self) -> BTreeMap<u32, u64> {
+        self.sockets.unowned().map(|listener| (listener.inode, listener.cookie)).collect()
+    }
+
+    /// Looks up who holds the listeners that nobody was looked up for.
+    fn find_owners(&mut self) {
+        let wanted = self.unowned();
+        if !wanted.is_empty() {
+            self.find_owners_of(&wanted);
+        }
+    }
+
+    /// Looks up who holds these listeners, given by inode and cookie: first among the processes that are known, and then,
+    /// if that is not too often, among all.
+    fn find_owners_of(&mut self, wanted: &BTreeMap<u32, u64>) {
+        let found = self.owners.look(&wanted.keys().copied().collect(), None);
+        let left = self.take_owners(wanted, &found, false);
+        if left.is_empty() || Instant::now() < self.next_scan {
+            return;
+        }
+        let scan = self.owners.scan(&left.keys().copied().collect());
+        debug!(took = ?scan.took, processes = scan.processes, sockets = left.len(), "looked at all processes");
+        self.next_scan = Instant::now() + scan.took * SCAN_REST;
+        self.trouble = match &scan.visibility {
+            Visibility::Full => None,
+            limited => Some(format!("portward sees {limited}")),
+        };
+        self.take_owners(&left, &scan.holders, true);
+    }
+
+    /// Notes the holders that were found, and returns the listeners whose holders remain to be found.
+    fn take_owners(&mut self, wanted: &BTreeMap<u32, u64>, found: &Holders, all: bool) -> BTreeMap<u32, u64> {
+        let mut left = BTreeMap::new();
+        for (&inode, &cookie) in wanted {
+            let holders = found.get(&inode).into_iter().flatten();
+            let holders: Vec<_> = holders.filter_map(|process| self.meet(process)).collect();
+            if all || self.settles(&holders) {
+                self.sockets.set_holders(cookie, holders);
+            } else {
+                left.insert(inode, cookie);
+            }
+        }
+        left
+    }
+
+    fn judge(&mut self) {
+        let now = Instant::now();
+        let reports = self.services.iter_mut().map(|tracked| tracked.judge(&self.sockets, now)).collect();
+        self.publish(reports);
+    }
+
+    fn publish(&mut self, services: Vec<ServiceReport>) {
+        let open: OpenPorts = self
+            .services
+            .iter()
+            .filter(|tracked| !tracked.open.is_empty())
+            .map(|tracked| (tracked.watched.service.name.clone(), tracked.open.clone()))
+            .collect();
+        let report = Report { source: self.source.clone(), trouble: self.trouble.clone(), services };
+        let observation = Observation { revision: self.revision, open, report };
+        self.publish.send_if_modified(|current| {
+            let changed = *current != observation;
+            if changed {
+                *current = observation;
+            }
+            changed
+        });
+    }
+
+    /// Asks the services whose time has come.
+    fn ask(&mut self) {
+        let now = Instant::now();
+        for tracked in &mut self.services {
+            let service = &tracked.watched.service;
+            if tracked.schedule.due().is_none_or(|due| due > now) {
+                continue;
+            }
+            let question = match (service.tracker, verify::anchor(service, tracked.user, &self.sockets)) {
+                (Tracker::Process, _) => {
+                    tracked.schedule.stop();
+                    continue;
+                }
+                (Tracker::Rpc, _) => Question::Rpc(self.options.rpcbind.clone(), service.programs.clone()),
+                (Tracker::Imq, Anchor::Verified(_, listener)) => Question::Imq(address(&listener)),
+                (Tracker::Rmi, Anchor::Verified(_, listener)) => Question::Rmi(address(&listener)),
+                (Tracker::Imq | Tracker::Rmi, _) => {
+                    tracked.schedule.stop();
+                    continue;
+                }
+            };
+            tracked.schedule.asked();
+            let (service, owners, replies) = (service.name.clone(), tracked.owners.clone(), self.replies.clone());
+            tokio::spawn(async move {
+                let result = question.ask().await;
+                // The loop may have ended meanwhile.
+                let _ = replies.send(Reply { service, owners, result });
+            });
+        }
+    }
+}
+
+/// Whether two versions of a service are about the same process, asked in the same way.
+fn same_process(one: &DynamicService, two: &DynamicService) -> bool {
+    (one.tracker, one.anchor, &one.programs, &one.process) == (two.tracker, two.anchor, &two.programs, &two.process)
+}
+
+/// Where a listener can be asked from this host.
+pub(super) fn address(listener: &Listener) -> SocketAddr {
+    let ip = match listener.scope {
+        LocalScope::Any | LocalScope::Ipv4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        LocalScope::Ipv6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        LocalScope::Address(address) => address,
+    };
+    SocketAddr::new(ip, listener.port)
+}
+
+/// What a service is asked. Its answer is bounded in size and time.
+enum Question {
+    Imq(SocketAddr),
+    Rmi(SocketAddr),
+    Rpc(PathBuf, Vec<u32>),
+}
+
+impl Question {
+    async fn ask(self) -> Result<Answer, Failure> {
+        match self {
+            Self::Imq(address) => match imq::ask(address).await {
+                Ok(table) if table.complete => Ok(imq::claims(&table).into()),
+                Ok(_) => Err(Failure { message: "its port table ended before its end".to_owned(), final_word: false }),
+                Err(error) => {
+                    let final_word = matches!(error, imq::Error::NoAnswer(NoAnswer::Tls { .. }));
+                    Err(Failure { message: describe(&error), final_word })
+                }
+            },
+            Self::Rmi(address) => {
+                rmi::ask(address).await.map(|registry| rmi::claims(&registry).into()).map_err(|error| {
+                    let final_word = !matches!(error, rmi::Error::NoAnswer(NoAnswer::Connect { .. }));
+                    Failure { message: describe(&error), final_word }
+                })
+            }
+            Self::Rpc(socket, programs) => match rpc::ask(&socket).await {
+                Ok(registrations) => Ok(rpc::claims(&registrations, &programs).into()),
+                Err(error) => Err(Failure { message: describe(&error), final_word: false }),
+            },
+        }
+    }
+}
+
+impl From<Claims> for Answer {
+    fn from(claims: Claims) -> Self {
+        let refused = claims.refused.into_iter().map(|refused| RefusedPort {
+            port: refused.port.map_or_else(|| "-".to_owned(), |(protocol, port)| verify::name(protocol, port)),
+            what: refused.what,
+            why: refused.why.to_string(),
+        });
+        Self { refused: refused.collect(), claims: claims.claims }
+    }
+}
+
+/// Whether this process is in the first process namespace, whose numbers the kernel's programs tell. Its inode is fixed
+/// (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+fn is_first_pid_namespace() -> bool {
+    const FIRST: u64 = 0xEFFF_FFFC;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST)
+}
+
+/// A source of news that the runtime watches.
+fn registered<S: AsRawFd>(source: S) -> io::Result<AsyncFd<S>> {
+    // What replaces `new` is unsafe, for descriptors that are closed or exchanged while they are registered; these
+    // sources do neither.
+    #[allow(deprecated)]
+    AsyncFd::new(source)
+}
+
+/// Waits until a source has something to tell; for ever without a source.
+async fn news<S: AsRawFd, T, E: std::error::Error>(
+    source: &mut Option<AsyncFd<S>>,
+    read: impl Fn(&mut S) -> Result<Vec<T>, E>,
+) -> Result<Vec<T>, String> {
+    let Some(source) = source else { return std::future::pending().await };
+    loop {
+        // Waiting fails only when the runtime ends.
+        let Ok(mut ready) = source.readable_mut().await else { return std::future::pending().await };
+        let news = read(ready.get_inner_mut()).map_err(|error| describe(&error))?;
+        ready.clear_ready();
+        if !news.is_empty() {
+            return Ok(news);
+        }
+    }
+}
