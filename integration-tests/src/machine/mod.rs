@@ -219,9 +219,17 @@ impl<'a> Machine<'a> {
     /// # Errors
     /// When that takes too long.
     pub fn wait_until_up(&mut self) -> Result<()> {
-        self.wait_for_agent()?;
-        // It fails when a unit has failed, which is a test's business.
-        self.execute("systemctl is-system-running --wait", "").map(drop)
+        let deadline = Instant::now() + BOOT;
+        loop {
+            self.wait_for_agent()?;
+            // It fails when a unit has failed, which is a test's business. The agent itself is started anew, and has
+            // forgotten the command, when its device is announced a second time during the boot.
+            match self.execute("systemctl is-system-running --wait", "") {
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => sleep(Duration::from_secs(1)),
+                Ok(_) => return Ok(()),
+            }
+        }
     }
 
     /// Runs a shell script in the machine, to its end, with this text as its input.
@@ -326,12 +334,12 @@ impl<'a> Machine<'a> {
     }
 
     /// What the machine has printed on its console since it was started.
-    pub fn console(&self) -> String {
+    pub fn printed(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
     fn last_words(&self) -> String {
-        let console = self.console();
+        let console = self.printed();
         let lines: Vec<&str> = console.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }

@@ -45,7 +45,7 @@ fn after_a_power_cut_in_a_reload_one_of_the_last_two_policies_is_in_force() -> R
         wait_for_reload(&machine, number + 5)?;
         sleep(Duration::from_millis(u64::from(137 * cut)));
         machine.cut_power()?;
-        let console = machine.console();
+        let console = machine.printed();
         let last = |word: &str| last_number(&console, word).with_context(|| format!("no {word} on the console"));
         let (written, reloaded) = (last("writes")?, last("reloaded")?);
         machine.wait_until_up()?;
@@ -66,8 +66,8 @@ fn after_a_power_cut_in_a_reload_one_of_the_last_two_policies_is_in_force() -> R
 
 fn wait_for_reload(machine: &Machine, number: u32) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(300);
-    while last_number(&machine.console(), "reloaded").is_none_or(|last| last < number) {
-        anyhow::ensure!(Instant::now() < deadline, "no reload {number}:\n{}", machine.console());
+    while last_number(&machine.printed(), "reloaded").is_none_or(|last| last < number) {
+        anyhow::ensure!(Instant::now() < deadline, "no reload {number}:\n{}", machine.printed());
         sleep(Duration::from_millis(20));
     }
     Ok(())
