@@ -8,6 +8,9 @@ target=$here/../../target/vagrant
 
 [ "$(id -u)" -eq 0 ] || { echo "$0 needs root" >&2; exit 1; }
 
+# What runs that were killed have left.
+rm -rf "$target"/box.*
+
 # The device of KVM may be there and of no use, so it is tried.
 trial='ulimit -c 0; echo quit | qemu-system-x86_64 -machine q35 -cpu max -accel kvm -nodefaults -display none -S -monitor stdio'
 if sh -c "$trial" >/dev/null 2>&1; then

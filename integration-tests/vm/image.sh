@@ -1,11 +1,13 @@
 #!/bin/sh
 # Builds what the virtual machines of `make vm-test` start from, in target/vm: a disk image with Debian 12 and, outside of it, its
-# kernel and initial RAM disk. Does nothing when they are there and were made by these very files.
+# kernel and initial RAM disk. They are kept as long as they were made by these very files.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 target=$here/../../target/vm
 
 [ "$(id -u)" -eq 0 ] || { echo "$0 needs root" >&2; exit 1; }
+# What runs that were killed have left.
+rm -rf "$target"/run.* "$target"/root.*
 made_from=$(cat "$0" "$here/root-filesystem.sh" "$here"/guest/* | sha256sum)
 if [ "$(cat "$target/made-from" 2>/dev/null)" = "$made_from" ]; then
     exit 0

@@ -1,6 +1,6 @@
 //! A machine that boots while somebody hammers it.
 
-use crate::{CONSOLE, commission, denied, policy, seen, site, wait_until_reached};
+use crate::{CONSOLE, POLICY, backup, commission, denied, policy, seen, site, wait_until_reached};
 use anyhow::{Context, Result, ensure};
 use portward_integration_tests::probe::next_number;
 use portward_integration_tests::{Host, Kind};
@@ -35,14 +35,15 @@ fn nothing_denied_passes_from_the_first_packet_of_a_boot() -> Result<()> {
     let ready = Instant::now();
     println!("from the power-on to an answer on 22/tcp: {:.1} s", ready.duration_since(booted).as_secs_f32());
     // The traffic goes on after the boot, through two reloads.
-    for _ in 0..2 {
+    for port in [9103, 9104] {
         sleep(Duration::from_secs(5));
+        machine.write(POLICY, &policy(&backup().replace("9102", &port.to_string())))?;
         machine.run("systemctl reload portward")?;
     }
     sleep(Duration::from_secs(5));
     let (hammer, denied_traffic, allowed) = (hammer.stop(), denied_traffic.stop(), allowed.stop());
 
-    // The witness listened before the network was there, and portward's table was there before both.
+    // The witness listened, and portward's table was there, before the network was.
     let order = machine.run(
         "systemctl show --property=ActiveEnterTimestampMonotonic --value \
          portward.service portward-witness.service network-pre.target systemd-networkd.service",
