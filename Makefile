@@ -39,7 +39,7 @@ run: root build ## run the daemon with the embedded policy in a network namespac
 	$(RELEASE)/portward run --sandbox
 
 .PHONY: test
-test: root test-dependencies deb rpm ## build the packages and run all tests (root)
+test: root test-dependencies vagrant-validate deb rpm ## build the packages and run all tests but those in virtual machines (root)
 	cargo build --workspace $(ALL_FEATURES)
 	scripts/test.sh $(ALL_FEATURES)
 
@@ -55,11 +55,38 @@ deb: package-dependencies ## build the Debian package, target/packages/portward_
 rpm: package-dependencies ## build the package for RHEL 8 and 9, target/packages/portward-*.rpm
 	@FEATURES="$(PACKAGE_FEATURES)" scripts/package.sh rpm
 
+# The package that goes into virtual machines. Where it is not named, it is built.
+PORTWARD_DEB ?=
+BUILT_DEB := $(if $(PORTWARD_DEB),,deb)
+export PORTWARD_DEB
+# A part of the tests' names, such as boot.
+TEST ?=
+THE_DEB = $${PORTWARD_DEB:-$$(ls target/packages/portward_*.deb)}
+
+.PHONY: vm-test
+vm-test: root $(BUILT_DEB) ## boot, power cuts, memory, three appliances: tests in virtual machines (root, half an hour)
+	@scripts/dependencies.sh vm
+	integration-tests/vm/image.sh
+	PORTWARD_DEB="$(THE_DEB)" cargo test --package portward-integration-tests --features vm --test vm -- \
+		--test-threads=1 --nocapture $(TEST)
+
+.PHONY: vagrant-test
+vagrant-test: root $(BUILT_DEB) ## bring up the machines of the Vagrantfile and change their policy (root, half an hour)
+	@scripts/dependencies.sh vagrant
+	PORTWARD_DEB="$(THE_DEB)" integration-tests/vagrant/run.sh
+
+# Without the provider's plugin, its own settings are left out; vagrant-test has it and checks them too.
+.PHONY: vagrant-validate
+vagrant-validate: test-dependencies
+	scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	VAGRANT_CHECKPOINT_DISABLE=1 VAGRANT_HOME=$$scratch VAGRANT_DOTFILE_PATH=$$scratch/machines \
+		vagrant validate --ignore-provider
+
 .PHONY: lint
 lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny where it is installed
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --workspace --all-targets $(ALL_FEATURES) -- -D warnings
+	cargo clippy --workspace --all-targets $(ALL_FEATURES),portward-integration-tests/vm -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace $(ALL_FEATURES)
 	@if cargo deny --version >/dev/null 2>&1; then \
 		echo "cargo deny check bans licenses sources"; cargo deny check bans licenses sources; \

@@ -4,6 +4,8 @@
 #   scripts/dependencies.sh build    the C compiler that Rust links with, clang for BPF, pkg-config, libmnl and libnftnl
 #   scripts/dependencies.sh package  what makes a .deb and an .rpm of it; the cargo and Python tools go to target/tools
 #   scripts/dependencies.sh test     all of these, and the programs that the tests run besides
+#   scripts/dependencies.sh vm       what the tests in virtual machines need besides (Debian and its like)
+#   scripts/dependencies.sh vagrant  what the test with Vagrant needs besides (Debian and its like)
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -36,7 +38,13 @@ missing() {
         has pkg-config || echo pkgconf-pkg-config
         has_libraries || echo libmnl-devel libnftnl-devel
     fi
-    [ "$what" != build ] || return 0
+    case $what in
+    build) return 0 ;;
+    vm | vagrant)
+        missing_for_machines "$what"
+        return 0
+        ;;
+    esac
     has lowdown || echo lowdown
     has strip || echo binutils
     if [ "$manager" = apt-get ]; then
@@ -46,6 +54,7 @@ missing() {
     fi
     [ "$what" = test ] || return 0
     has nft || echo nftables
+    has vagrant || echo vagrant
     has rpcbind || echo rpcbind
     has systemd-nspawn || echo systemd-container
     has systemd-analyze || echo systemd
@@ -62,6 +71,23 @@ missing() {
         has rpc.mountd || echo nfs-utils
         has rpc.rquotad || echo quota-rpc
     fi
+}
+
+missing_for_machines() {
+    has qemu-system-x86_64 || echo qemu-system-x86 qemu-utils
+    has qemu-img || echo qemu-utils
+    has mmdebstrap || echo mmdebstrap
+    has mkfs.ext4 || echo e2fsprogs
+    has setpriv || echo util-linux
+    [ "$1" = vagrant ] || return 0
+    has vagrant || echo vagrant
+    [ -e /usr/share/doc/vagrant-libvirt ] || echo vagrant-libvirt
+    has libvirtd || echo libvirt-daemon
+    has virsh || echo libvirt-clients
+    has dnsmasq || echo dnsmasq-base
+    has iptables || echo iptables
+    has rsync || echo rsync
+    has ssh || echo openssh-client
 }
 
 has_java() { has java && has javac && has keytool; }
@@ -106,9 +132,9 @@ packaging_tools() {
 }
 
 case ${1-} in
-build | package | test) ;;
+build | package | test | vm | vagrant) ;;
 *)
-    echo "usage: $0 build|package|test" >&2
+    echo "usage: $0 build|package|test|vm|vagrant" >&2
     exit 2
     ;;
 esac
@@ -156,7 +182,10 @@ install_packages() {
             chmod 755 "$policy"
         fi
         apt-get -qq update </dev/null
-        apt-get -qq install --yes --no-install-recommends $packages </dev/null >/dev/null
+        # A qemu-utils that came from elsewhere may be too new for the rest of QEMU.
+        qemu=$(apt-cache policy qemu-system-x86 | awk '$1 == "Candidate:" { print $2 }')
+        packages=$(echo "$packages" | tr ' ' '\n' | sort -u | sed "s/^qemu-utils$/&=$qemu/")
+        apt-get -qq install --yes --no-install-recommends --allow-downgrades $packages </dev/null >/dev/null
     else
         # The -devel packages are in a repository that is switched off by default, under a name of each distribution's own.
         repositories=$(dnf -q repolist --all | awk '{ print $1 }' |
@@ -178,4 +207,6 @@ install_packages() {
 }
 
 install_packages "$1"
-[ "$1" = build ] || packaging_tools
+case $1 in
+package | test) packaging_tools ;;
+esac

@@ -11,8 +11,15 @@ use std::collections::BTreeMap;
 /// # Errors
 /// When there is no table.
 pub fn packets(host: &Host) -> Result<BTreeMap<String, Vec<u64>>> {
-    let listing = host.nft_output(&["-j", "list", "table", "inet", "portward"])?;
-    let listing: Value = serde_json::from_str(&listing).context("nft's listing is not JSON")?;
+    packets_in(&host.nft_output(&["-j", "list", "table", "inet", "portward"])?)
+}
+
+/// The same, out of what `nft -j list table inet portward` has printed.
+///
+/// # Errors
+/// When that is not nft's listing.
+pub fn packets_in(listing: &str) -> Result<BTreeMap<String, Vec<u64>>> {
+    let listing: Value = serde_json::from_str(listing).context("nft's listing is not JSON")?;
     let mut chains: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for rule in listing["nftables"].as_array().into_iter().flatten().filter_map(|object| object.get("rule")) {
         let chain = rule["chain"].as_str().context("a rule without a chain")?;

@@ -46,6 +46,7 @@ impl HostSpec {
 #[derive(Debug)]
 pub struct Lab {
     hosts: Vec<Host>,
+    switch: Host,
     /// The namespaces to remove, those of the hosts and that of the bridge.
     namespaces: Vec<String>,
 }
@@ -75,21 +76,19 @@ impl Lab {
 
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("pw{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut lab = Self { hosts: Vec::new(), namespaces: Vec::new() };
-        lab.namespaces.push(format!("{prefix}{SWITCH}"));
-        lab.namespaces.extend(specs.iter().map(|spec| format!("{prefix}{}", spec.name)));
-
+        let mut namespaces = vec![format!("{prefix}{SWITCH}")];
+        namespaces.extend(specs.iter().map(|spec| format!("{prefix}{}", spec.name)));
         let mut commands = String::new();
-        for namespace in &lab.namespaces {
+        for namespace in &namespaces {
             writeln!(commands, "netns add {namespace}")?;
         }
-        ip_batch(None, &commands).context("network namespaces cannot be made")?;
+        let made = ip_batch(None, &commands).context("network namespaces cannot be made");
+        let switch = made.and_then(|()| Host::open(SWITCH, &namespaces[0], &[]));
+        let switch = switch.inspect_err(|_| remove_namespaces(&namespaces))?;
+        let mut lab = Self { hosts: Vec::new(), switch, namespaces };
 
         for spec in specs {
-            let namespace = format!("{prefix}{}", spec.name);
-            let file = open_namespace(&namespace)?;
-            let host =
-                Host { name: spec.name.clone(), namespace, addresses: spec.addresses.clone(), file: Arc::new(file) };
+            let host = Host::open(&spec.name, &format!("{prefix}{}", spec.name), &spec.addresses)?;
             host.run(set_kernel_parameters)?;
             lab.hosts.push(host);
         }
@@ -100,7 +99,7 @@ impl Lab {
             writeln!(commands, "link add port{port} type veth peer name {INTERFACE} netns {namespace}")?;
             writeln!(commands, "link set port{port} master br0 up")?;
         }
-        ip_batch(Some(&lab.namespaces[0]), &commands)?;
+        lab.switch.ip(&commands)?;
         // Every command waits for the kernel now and then, so the hosts are built side by side.
         thread::scope(|scope| {
             let builders: Vec<_> = lab.hosts.iter().map(|host| scope.spawn(|| host.connect())).collect();
@@ -121,6 +120,11 @@ impl Lab {
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
     }
+
+    /// The namespace of the bridge `br0` that joins the hosts; whatever else is to be joined to them is connected there.
+    pub fn switch(&self) -> &Host {
+        &self.switch
+    }
 }
 
 impl Drop for Lab {
@@ -130,6 +134,21 @@ impl Drop for Lab {
 }
 
 impl Host {
+    /// The network namespace of this process itself, for programs that run inside a virtual machine.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn here() -> Result<Self> {
+        let path = "/proc/self/ns/net";
+        let file = File::open(path).with_context(|| format!("{path} cannot be opened"))?;
+        Ok(Self { name: "here".to_owned(), namespace: String::new(), addresses: Vec::new(), file: Arc::new(file) })
+    }
+
+    fn open(name: &str, namespace: &str, addresses: &[IpAddr]) -> Result<Self> {
+        let file = Arc::new(open_namespace(namespace)?);
+        Ok(Self { name: name.to_owned(), namespace: namespace.to_owned(), addresses: addresses.to_vec(), file })
+    }
+
     /// The name by which it was asked for.
     pub fn name(&self) -> &str {
         &self.name

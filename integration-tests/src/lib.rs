@@ -5,6 +5,7 @@
 //! hosts, [`portward`] runs the real binary in one of them, and [`counters`] and [`nflog`] read what the kernel did.
 //! [`broker`], [`jvm`] and [`rpc`] run services with dynamic ports; [`packages`] are installed in a [`container`], where a
 //! real systemd runs the service.
+//! [`machine`] puts virtual machines on the same bridge.
 #![forbid(unsafe_code)]
 
 pub mod broker;
@@ -13,6 +14,7 @@ pub mod counters;
 pub mod jvm;
 pub mod lab;
 pub mod listen;
+pub mod machine;
 pub mod nflog;
 pub mod packages;
 pub mod portward;
