@@ -248,14 +248,20 @@ fn a_very_large_set_is_made_for_twice_what_it_holds_and_is_replaced_when_it_outg
 
 #[test]
 fn a_port_of_several_rows_has_one_chain_for_all_of_them() {
-    let ruleset = ruleset(DEPLOYMENT, "main");
-    let element = |port| {
-        let map = &ruleset.maps["services_tcp"];
-        map.elements.iter().find(|(ports, _)| ports.contains(port)).map(|(_, verdict)| verdict.clone())
+    let text = format!(
+        "{DEPLOYMENT}\n[[allow]]\nname = \"jump\"\nports = [\"22/tcp\"]\nfrom = [\"10.9.0.1\"]\nto = [\"appliance\"]\n"
+    );
+    let ruleset = ruleset(&text, "main");
+    let element = |map: &str, port| {
+        let elements = &ruleset.maps[map].elements;
+        elements.iter().find(|(ports, _)| ports.contains(port)).map(|(_, verdict)| verdict.clone())
     };
-    assert_eq!(element(32006), Some(RuleVerdict::Jump("in_ariel_query/data_streams".into())));
-    assert_eq!(element(32100), Some(RuleVerdict::Jump("in_data_streams".into())));
-    assert_eq!(element(34000), None);
+    assert_eq!(element("services_tcp", 22), Some(RuleVerdict::Jump("in_ssh/allow.jump".into())));
+    // Large ranges are looked up after single ports, so that both count.
+    assert_eq!(element("services_tcp", 32006), Some(RuleVerdict::Jump("in_ariel_query".into())));
+    assert_eq!(element("ranges_tcp", 32006), Some(RuleVerdict::Jump("in_data_streams".into())));
+    assert_eq!(element("services_tcp", 32100), None);
+    assert_eq!(element("ranges_tcp", 34000), None);
 }
 
 #[test]
