@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ const PACKAGES: &str = "systemd,systemd-sysv,libnftnl11,libmnl0,nftables,iproute
 
 /// Where APT finds the packages, in the order in which it is looked for.
 const SOURCES: [&str; 2] = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
+
+/// The control-group hierarchies that systemd uses: with the unified one alone its root, else these two below.
+const HIERARCHIES: [&str; 3] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 
 /// What commands find in a container.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -64,7 +67,9 @@ impl Root {
     /// Without root or the programs that are needed, which the message names, and when the base cannot be made.
     pub fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        static PREPARED: Once = Once::new();
         let base = base()?;
+        PREPARED.call_once(remove_leftovers);
         let name = format!("portward-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         // The folder is only the place where the namespace mounts; it stays empty outside.
         let path = std::env::temp_dir().join(&name);
@@ -146,10 +151,12 @@ impl Root {
         let console = self.path.join("console");
         let mut command = self.command("setpriv");
         command.args(["--pdeathsig", "KILL", "sh", "-euc"]);
-        // systemd-nspawn uses the control group that it is started in: two containers in one would fight over it.
+        // systemd-nspawn uses the control group that it is started in: two containers in one would fight over it. Killed, it
+        // leaves the container running; as process 1 of a namespace it takes all with it.
         command.arg(
             "for group in $3; do echo $$ >\"$group/cgroup.procs\"; done
-            exec systemd-nspawn --quiet --machine=\"$1\" --directory=\"$2/root\" --boot --register=no --keep-unit \
+            exec unshare --pid --fork --kill-child=KILL --mount-proc \
+                systemd-nspawn --quiet --machine=\"$1\" --directory=\"$2/root\" --boot --register=no --keep-unit \
                 --private-network --link-journal=no --console=pipe </dev/null >\"$2/console\" 2>&1",
         );
         command.arg("sh").arg(&self.name).arg(&self.path).arg(cgroups.words());
@@ -157,9 +164,8 @@ impl Root {
         let mut container = Container { _root: self, nspawn, leader: 0, _cgroups: cgroups };
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if container.leader == 0 {
-                container.leader = child_of(container.nspawn.id()).unwrap_or(0);
-            }
+            // A first child only prepares the container.
+            container.leader = child_of(container.nspawn.id()).and_then(child_of).unwrap_or(0);
             let state = match container.leader {
                 0 => String::new(),
                 _ => container.run("systemctl is-system-running --wait").map(|answer| answer.text).unwrap_or_default(),
@@ -193,6 +199,7 @@ impl Drop for Root {
 #[derive(Debug)]
 pub struct Container<'r> {
     _root: &'r Root,
+    /// unshare, which has systemd-nspawn for a child.
     nspawn: Child,
     /// Its process 1, by the number that it has outside.
     leader: u32,
@@ -280,17 +287,15 @@ impl Drop for Container<'_> {
     }
 }
 
-/// A control group in each hierarchy that systemd uses, below its root.
+/// A control group in each hierarchy.
 #[derive(Debug)]
 struct Cgroups(Vec<PathBuf>);
 
 impl Cgroups {
     fn new(name: &str) -> Result<Self> {
-        // Beside the unified hierarchy alone there are the hybrid and the legacy layout, see systemd's cgroup documentation.
-        let hierarchies = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
         let holds_processes = |path: &&&str| Path::new(path).join("cgroup.procs").exists();
         let mut groups = Self(Vec::new());
-        for hierarchy in hierarchies.iter().filter(holds_processes) {
+        for hierarchy in HIERARCHIES.iter().filter(holds_processes) {
             let group = Path::new(hierarchy).join(name);
             fs::create_dir(&group).with_context(|| format!("{} cannot be made", group.display()))?;
             groups.0.push(group);
@@ -326,10 +331,30 @@ fn remove_group(group: &Path) -> std::io::Result<()> {
     fs::remove_dir(group)
 }
 
-/// The first child of a process.
+/// A child of a process.
 fn child_of(process: u32) -> Option<u32> {
-    let output = Command::new("pgrep").args(["--parent", &process.to_string()]).output().ok()?;
-    String::from_utf8_lossy(&output.stdout).lines().next()?.parse().ok()
+    let is_child = |pid: &u32| {
+        // proc_pid_stat(5): `PID (NAME) STATE PARENT ...`, and the name may hold anything.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        parent == Some(process)
+    };
+    let entries = fs::read_dir("/proc").ok()?;
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).find(is_child)
+}
+
+/// Removes what runs that were killed have left: empty folders and control groups. Mounts and processes ended with them.
+fn remove_leftovers() {
+    let mut folders = vec![std::env::temp_dir()];
+    folders.extend(HIERARCHIES.map(PathBuf::from));
+    for entry in folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten() {
+        let name = entry.file_name();
+        let process =
+            name.to_str().and_then(|name| name.strip_prefix("portward-")?.split_once('-')?.0.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists()) {
+            let _ = remove_group(&entry.path());
+        }
+    }
 }
 
 fn with_input(command: &mut Command, input: &[u8]) -> Result<()> {

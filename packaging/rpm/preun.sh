@@ -7,6 +7,7 @@ if [ "$1" -eq 0 ]; then
     fi
     # In a chroot, as when an image is built, the table is that of the machine around it and stays: only where / is what
     # it is for process 1 it is this system's own.
+    # shellcheck disable=SC3013 # dash and bash know -ef
     if [ / -ef /proc/1/root/. ]; then
         portward down >/dev/null || {
             echo "portward: its table may still be in the kernel; look with: nft list table inet portward" >&2
