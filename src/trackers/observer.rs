@@ -32,6 +32,11 @@ use tracing::{debug, info, warn};
 
 /// How often the sockets are listed although the kernel tells of new ones: for what it may not have told.
 const LOOK_WITH_EVENTS: Duration = Duration::from_secs(10);
+/// A listener of which the kernel told and that is not found at once has most probably been closed already. To make sure
+/// all are listed, but not more often than this,
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// and after so many times as long as the last listing took: 5 % of a processor at most.
+const LOOK_REST: u32 = 20;
 /// After reading all of /proc, so many times as long as that took nothing reads it again: at most 5 % of a processor.
 const SCAN_REST: u32 = 20;
 /// How often the processes of open ports are looked at again: one may have become another program.
@@ -367,6 +372,8 @@ struct Loop {
     pids_are_ours: bool,
     trouble: Option<String>,
     next_look: Instant,
+    /// Not before this are all sockets listed only because one was not found.
+    look_again: Instant,
     next_scan: Instant,
     next_doubt: Instant,
     doubts: u32,
@@ -394,6 +401,7 @@ impl Loop {
             pids_are_ours: is_first_pid_namespace(),
             trouble: None,
             next_look: now,
+            look_again: now,
             next_scan: now,
             next_doubt: now,
             doubts: 0,
@@ -577,14 +585,14 @@ impl Loop {
                         Some(Ok(Some(listener))) if listener.cookie == opened.cookie => {
                             self.add(listener, opened.pid.filter(|_| self.pids_are_ours));
                         }
-                        // Already gone, or one of several on the port.
-                        _ => self.next_look = Instant::now(),
+                        // Already gone, bound to an interface, or one of several on the port.
+                        _ => self.look_soon(),
                     }
                 }
                 Event::Closed(closed) => drop(self.sockets.remove(closed.cookie)),
                 Event::Lost { count } => {
                     warn!("{count} events of listeners were lost; all of them are looked at");
-                    self.next_look = Instant::now();
+                    self.look_soon();
                 }
             }
         }
@@ -596,7 +604,7 @@ impl Loop {
                 for closing in closings {
                     match closing {
                         Closing::Socket { cookie, .. } => drop(self.sockets.remove(cookie)),
-                        Closing::Lost => self.next_look = Instant::now(),
+                        Closing::Lost => self.look_soon(),
                     }
                 }
             }
@@ -660,8 +668,13 @@ impl Loop {
         })
     }
 
+    fn look_soon(&mut self) {
+        self.next_look = self.next_look.min(self.look_again);
+    }
+
     /// Lists all sockets, and makes what is known agree with it.
     fn look(&mut self) {
+        let began = Instant::now();
         let every = if self.events.is_some() { LOOK_WITH_EVENTS } else { self.options.poll };
         self.next_look = Instant::now() + every;
         if self.diag.is_none() {
@@ -676,6 +689,8 @@ impl Loop {
                 return;
             }
         };
+        let took = began.elapsed();
+        self.look_again = began + took + LOOK_AGAIN.max(took * LOOK_REST);
         let mut here = BTreeSet::new();
         for listener in listeners {
             if self.is_relevant(listener.protocol, listener.port) {
