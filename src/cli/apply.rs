@@ -1,8 +1,8 @@
 //! `portward apply`.
 
 use super::input::{identity, keep_open};
-use super::output::{Answer, Code, warn};
-use super::{Error, Options};
+use super::output::{Answer, Code, note, warn};
+use super::{Error, Options, status};
 use crate::daemon::DEFAULT_CONTROL_SOCKET;
 use crate::daemon::reconcile::Reconciler;
 use crate::kernel::Netlink;
@@ -55,6 +55,13 @@ impl Apply {
             true => format!("host {name} ({found}): the kernel already holds what the policy says\n"),
             false => format!("host {name} ({found}): {}\n", outcome.changes),
         });
+        if let (false, Ok(daemon)) = (outcome.is_nothing(), status::of_daemon(&self.control_socket)) {
+            note(&format!(
+                "a daemon is running (process {}) and takes the table back to {}; `portward try` is for another policy",
+                daemon.pid,
+                daemon.policy.display()
+            ));
+        }
         Ok(Answer::fine(text))
     }
 }

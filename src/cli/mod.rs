@@ -33,6 +33,7 @@ use crate::daemon::{self, ClientError, load, reconcile, sandbox};
 use crate::policy::LoadError;
 use crate::{describe, kernel, state};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use nix::unistd::geteuid;
 use output::{Answer, Code};
 use std::io;
 use std::path::PathBuf;
@@ -186,13 +187,29 @@ impl From<LoadError> for Error {
 /// An error with its causes, and what to do where somebody begins.
 fn told(error: &Error) -> String {
     let Error::Load(load::Error::Load(missing @ LoadError::Missing { path, .. })) = error else {
-        return describe(error);
+        let mut text = describe(error);
+        if is_refused(error) && !geteuid().is_root() && !text.contains("root") {
+            text.push_str("; run as root");
+        }
+        return text;
     };
     // It says what the system said in its own words.
     match path.as_os_str() == daemon::DEFAULT_POLICY_PATH {
         true => format!("{missing}; `portward init` writes a first one"),
         false => missing.to_string(),
     }
+}
+
+/// Whether the system has refused something to this user.
+fn is_refused(error: &Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Runs the command that the process was started with.
