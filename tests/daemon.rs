@@ -306,6 +306,7 @@ fn the_watchdog_is_fed_by_the_loop_as_long_as_it_turns() {
     };
     let mut command = place.command(env!("CARGO_BIN_EXE_portward"));
     command.args(["run", "--host", "console", "--policy"]).arg(&path).arg("--control-socket").arg(place.socket());
+    command.arg("--state-dir").arg(place.state());
     command.env("NOTIFY_SOCKET", place.path("notify.sock")).env("WATCHDOG_USEC", "100000").env_remove("WATCHDOG_PID");
     let daemon = place.spawn_command(command);
     assert!(heard().contains("READY=1"));

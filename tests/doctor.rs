@@ -72,6 +72,7 @@ impl Place {
     fn start(&self, program: &Path) -> Daemon {
         let mut command = self.command(&[program.to_str().unwrap(), "run", "--host", "console", "--policy"]);
         command.arg(self.policy()).arg("--control-socket").arg(self.path("control.sock"));
+        command.arg("--state-dir").arg(self.path("state"));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let daemon = Daemon(child);
         wait("the daemon is in step", || self.doctor().severity("daemon") == "ok");

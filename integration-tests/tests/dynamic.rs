@@ -470,3 +470,26 @@ fn listeners_tells_who_may_reach_what() {
     assert!(table.starts_with("PORT"), "{table}");
     assert!(table.lines().any(|line| line.starts_with(&format!("{port}/tcp")) && line.contains("console")), "{table}");
 }
+
+#[test]
+fn diff_and_apply_leave_alone_what_the_daemon_has_open() {
+    let site = site(&app(""));
+    let mut service = Service::start(site.host()).unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    let port = service.listen("tcp 0.0.0.0:0").unwrap();
+    site.wait_open(&[port]);
+    let (policy, socket) = (site.policy(), site.socket());
+    let run = |command, socket| {
+        let arguments = [command, "--policy", text(&policy).unwrap(), "--host", "ep", "--control-socket", socket];
+        portward(site.host(), &arguments).unwrap()
+    };
+    for command in ["diff", "apply"] {
+        let answer = run(command, text(&socket).unwrap());
+        assert_eq!(answer.code, 0, "{command}: {}{}", answer.stdout, answer.stderr);
+        assert!(answer.stdout.contains("holds what the policy says"), "{command}: {}", answer.stdout);
+    }
+    assert_eq!(site.open("tcp"), [port]);
+    // Without a daemon nobody vouches for the port.
+    let answer = run("diff", "/nonexistent");
+    assert!(answer.code == 1 && answer.stdout.contains(&format!("{port} : jump dyn_app.v4")), "{}", answer.stdout);
+}

@@ -1,8 +1,9 @@
 //! `portward diff`.
 
-use super::input::identity;
+use super::input::{identity, keep_open};
 use super::output::{Answer, Code, FAINT, GREEN, RED, styled, table, warn};
 use super::{Error, Options};
+use crate::daemon::DEFAULT_CONTROL_SOCKET;
 use crate::daemon::reconcile::Reconciler;
 use crate::kernel::{Netlink, Snapshot};
 use crate::ruleset::diff::{Change, summary};
@@ -11,15 +12,20 @@ use anstyle::Style;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
+use std::path::PathBuf;
 
 /// Show what an apply would change in the kernel
 ///
-/// Compares table `inet portward` in the kernel with what the policy says. What stays is not shown. The exit code is 0
-/// when nothing would change, 1 when something would.
+/// Compares table `inet portward` in the kernel with what the policy says, and with the dynamic ports that the running
+/// daemon has open. What stays is not shown. The exit code is 0 when nothing would change, 1 when something would.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   portward diff --policy new.toml")]
 pub(super) struct Diff {
+    /// The daemon's control socket, for the dynamic ports that are open
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
+    control_socket: PathBuf,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -32,7 +38,8 @@ impl Diff {
     pub(super) fn run(&self, options: &Options) -> Result<Answer, Error> {
         let site = options.site()?;
         let (host, found) = site.find(&options.choice(), &identity()?)?;
-        let ruleset = site.ruleset(host)?;
+        let mut ruleset = site.ruleset(host)?;
+        keep_open(&mut ruleset, &self.control_socket);
         site.warnings.iter().for_each(warn);
         let mut reconciler = Reconciler::new(Netlink::open()?);
         let changes = reconciler.changes(Some(&ruleset))?;

@@ -102,7 +102,7 @@ fn render(explanation: &Explanation, query: &Query, host: &str, policy: &Path) -
             Grant::Row { row, flow, group, member, line } => {
                 let place = line.map_or_else(|| "in the catalogue".to_owned(), |line| format!("at {file}:{line}"));
                 let member = crate::plan::short_network(*member);
-                format!("  row {}, flow {flow}, group {group}, {member} {place}\n", styled(BOLD, row))
+                format!("  {}{}, flow {flow}, group {group}, {member} {place}\n", kind(row), styled(BOLD, row))
             }
             Grant::Dynamic { service, scope, flow, group, member, line } => {
                 let place = line.map_or_else(|| "in the catalogue".to_owned(), |line| format!("at {file}:{line}"));
@@ -128,7 +128,7 @@ fn render(explanation: &Explanation, query: &Query, host: &str, policy: &Path) -
         ));
     }
     for (index, miss) in explanation.near_misses.iter().enumerate() {
-        text.push_str(&format!("  row {}: {}\n", styled(BOLD, &miss.row), miss.why));
+        text.push_str(&format!("  {}{}: {}\n", kind(&miss.row), styled(BOLD, &miss.row), miss.why));
         let next = explanation.near_misses.get(index + 1);
         // Several flows of a row often want the same change.
         let again = next.is_some_and(|next| (&next.row, &next.remedy) == (&miss.row, &miss.remedy));
@@ -140,6 +140,12 @@ fn render(explanation: &Explanation, query: &Query, host: &str, policy: &Path) -
         text.push_str(&format!("  {}\n", styled(FAINT, note)));
     }
     text
+}
+
+/// What stands before a name: those that are no rows of the catalogue say themselves what they are, `allow NAME` and
+/// `dynamic NAME`.
+fn kind(name: &str) -> &'static str {
+    if name.contains(' ') { "" } else { "row " }
 }
 
 fn json_of(explanation: &Explanation, query: &Query, host: &str, found: &str) -> Value {

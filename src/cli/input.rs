@@ -7,6 +7,8 @@ use crate::daemon::identity::Identity;
 use crate::daemon::load::{self, HostChoice, Site, Sources};
 use crate::daemon::protocol::{Reply, Request};
 use crate::daemon::session::Session;
+use crate::plan;
+use crate::ruleset::Ruleset;
 use crate::trackers::Report;
 use std::path::{Path, PathBuf};
 
@@ -46,5 +48,13 @@ pub(super) fn dynamic_report(control_socket: &Path) -> Option<Report> {
     match ask(control_socket, &Request::Status) {
         Ok(Reply::Status(status)) => Some(status.dynamic),
         _ => None,
+    }
+}
+
+/// Opens in a ruleset the dynamic ports that the daemon has open: they belong to what the kernel should hold. Without a
+/// daemon none do.
+pub(super) fn keep_open(ruleset: &mut Ruleset, control_socket: &Path) {
+    if let Some(report) = dynamic_report(control_socket) {
+        plan::open(ruleset, &report.open_ports());
     }
 }

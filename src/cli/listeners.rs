@@ -241,7 +241,8 @@ fn render(lines: &[Line]) -> String {
 }
 
 fn opening(opening: &Opening) -> String {
-    let what = opening.dynamic.as_ref().map(|what| format!(" (dynamic: {what})")).unwrap_or_default();
+    let kind = if opening.row.starts_with("dynamic ") { "" } else { "dynamic: " };
+    let what = opening.dynamic.as_ref().map(|what| format!(" ({kind}{what})")).unwrap_or_default();
     format!("{}{what} <- {}", opening.row, opening.groups.join(", "))
 }
 

@@ -30,8 +30,10 @@ mod status;
 mod try_policy;
 
 use crate::daemon::{self, ClientError, load, reconcile, sandbox};
+use crate::policy::LoadError;
 use crate::{describe, kernel, state};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use nix::unistd::geteuid;
 use output::{Answer, Code};
 use std::io;
 use std::path::PathBuf;
@@ -54,7 +56,7 @@ outsiders are. portward finds the host that it runs on in it, works out which po
 Begin with `portward run --sandbox`, which is safe anywhere, or `portward check` and `portward show`.",
     after_long_help = "Examples:
   portward run --sandbox                              try it, in a network namespace of its own
-  portward init                                       write a first policy from what this machine shows
+  portward init                                       write a first policy
   portward check                                      is /etc/portward/policy.toml all right?
   portward show                                       who may reach what on this host?
   portward explain --from 192.0.2.7 --port 514/udp    may this address send syslog here, and why?
@@ -63,7 +65,8 @@ Begin with `portward run --sandbox`, which is safe anywhere, or `portward check`
   portward status                                     is it enforced?
   portward doctor                                     what could keep it from being enforced?
   portward flows --denied                             does anything go on that it denies?
-  portward try new.toml --timeout 60                  enforce another policy, and go back unless it is confirmed
+  portward try new.toml --timeout 60                  try another policy for a minute
+  portward confirm                                    keep it
   portward rollback                                   go back to the policy from before
 
 Exit codes:
@@ -175,10 +178,38 @@ fn other_answer() -> Error {
     Error::Refused("the daemon answered another question; are its version and this one's the same?".to_owned())
 }
 
-impl From<crate::policy::LoadError> for Error {
-    fn from(error: crate::policy::LoadError) -> Self {
+impl From<LoadError> for Error {
+    fn from(error: LoadError) -> Self {
         Self::Load(error.into())
     }
+}
+
+/// An error with its causes, and what to do where somebody begins.
+fn told(error: &Error) -> String {
+    let Error::Load(load::Error::Load(missing @ LoadError::Missing { path, .. })) = error else {
+        let mut text = describe(error);
+        if is_refused(error) && !geteuid().is_root() && !text.contains("root") {
+            text.push_str("; run as root");
+        }
+        return text;
+    };
+    // It says what the system said in its own words.
+    match path.as_os_str() == daemon::DEFAULT_POLICY_PATH {
+        true => format!("{missing}; `portward init` writes a first one"),
+        false => missing.to_string(),
+    }
+}
+
+/// Whether the system has refused something to this user.
+fn is_refused(error: &Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Runs the command that the process was started with.
@@ -217,7 +248,7 @@ pub fn main() -> ExitCode {
     match answer.and_then(|answer| answer.print()) {
         Ok(code) => code.into(),
         Err(error) => {
-            output::complain(&describe(&error));
+            output::complain(&told(&error));
             Code::Error.into()
         }
     }

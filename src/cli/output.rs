@@ -1,9 +1,9 @@
 //! How answers look.
 
 use super::Error;
-use crate::policy::Diagnostic;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -83,7 +83,7 @@ fn tell(kind: &str, colour: AnsiColor, message: &str) {
 }
 
 /// Warnings about a policy, which say themselves what they are.
-pub(super) fn warn(warning: &Diagnostic) {
+pub(super) fn warn(warning: impl Display) {
     let _ = writeln!(anstream::stderr(), "{warning}");
 }
 

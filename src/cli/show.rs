@@ -192,17 +192,17 @@ fn tracker(service: &DynamicService) -> String {
 
 /// What the process must be, in the words of the policy.
 fn process(process: &ProcessMatch) -> String {
-    let quoted = |patterns: &[Pattern]| {
-        patterns.iter().map(|pattern| format!("\"{}\"", pattern.as_str())).collect::<Vec<_>>().join(", ")
+    let quoted = |patterns: &[Pattern], and: &str| {
+        patterns.iter().map(|pattern| format!("\"{}\"", pattern.as_str())).collect::<Vec<_>>().join(and)
     };
     let mut words = Vec::new();
     words.extend(process.user.as_ref().map(|user| format!("of user {user}")));
     words.extend(process.unit.as_ref().map(|unit| format!("in unit {unit}")));
     if !process.exe.is_empty() {
-        words.push(format!("the program {}", quoted(&process.exe)));
+        words.push(format!("the program {}", quoted(&process.exe, " or ")));
     }
     if !process.args.is_empty() {
-        words.push(format!("run with {}", quoted(&process.args)));
+        words.push(format!("run with {}", quoted(&process.args, " and ")));
     }
     if words.is_empty() { "any process".to_owned() } else { words.join(", ") }
 }
@@ -236,7 +236,7 @@ fn named_servers(text: &mut String, plan: &Plan<'_>) {
     if rows.is_empty() || plan.policy.egress == EgressMode::Off {
         return;
     }
-    text.push_str(&format!("\n{}  known by name; declared, not opened yet\n", styled(BOLD, "servers")));
+    text.push_str(&format!("\n{}  known by name: declared, and opened by nothing\n", styled(BOLD, "servers")));
     let lines: Vec<_> = rows
         .into_iter()
         .map(|(row, row_ports, names)| {

@@ -1,12 +1,13 @@
 //! `portward try`.
 
 use super::input::{identity, session_hint};
-use super::output::{Answer, Code, note, print};
+use super::output::{Answer, Code, print, warn};
 use super::{Error, Options, diff, other_answer, status};
 use crate::daemon::load::{HostChoice, Site, Sources, Texts};
 use crate::daemon::protocol::{Reply, Request, TRIAL_SECONDS};
 use crate::daemon::status::{LastTrial, Status};
 use crate::daemon::{ClientError, DEFAULT_CONTROL_SOCKET, ask, ask_with};
+use crate::plan;
 use crate::policy::read_source;
 use clap::Args;
 use serde_json::json;
@@ -122,7 +123,9 @@ impl Try {
         let choice = options.host.clone().or(known).map_or(HostChoice::Local, HostChoice::Named);
         let (host, _) = site.find(&choice, &identity()?)?;
         if !self.json {
-            let changes = diff::of_ruleset(&format!("host {}", host.name), &site.plan(host).ruleset())?;
+            let mut ruleset = site.plan(host).ruleset();
+            plan::open(&mut ruleset, &daemon.dynamic.open_ports());
+            let changes = diff::of_ruleset(&format!("host {}", host.name), &ruleset)?;
             // Where nobody reads it, the policy is tried all the same.
             let _ = print(&changes);
         }
@@ -140,7 +143,7 @@ impl Try {
         };
         let (changes, timeout) = match ask_with(&self.control_socket, &request, policy)? {
             Reply::Trying { changes, timeout, warnings } => {
-                warnings.iter().for_each(|warning| note(warning));
+                warnings.iter().for_each(warn);
                 (changes, timeout)
             }
             Reply::Error(message) => return Err(Error::Refused(message)),

@@ -16,7 +16,7 @@ const MOST_PORTS: u32 = 1024;
 /// The first port that every process may listen on, whoever runs it: ip_unprivileged_port_start as the kernel sets it.
 const FIRST_UNPRIVILEGED: u16 = 1024;
 
-const PROCESS_KEYS: [&str; 4] = ["exe", "user", "unit", "args"];
+pub(in crate::policy) const PROCESS_KEYS: [&str; 4] = ["exe", "user", "unit", "args"];
 
 /// The longest pattern, in bytes: longer than any path of a program that somebody types.
 const LONGEST_PATTERN: usize = 1024;

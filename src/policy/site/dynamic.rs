@@ -10,10 +10,10 @@ use crate::policy::{Exposure, Group, Row, Tracker, words};
 use std::collections::BTreeMap;
 
 /// What can be said of every service.
-const KEYS: [&str; 7] = ["enabled", "anchor", "programs", "process", "ports", "limit", "on-close"];
+pub(super) const KEYS: [&str; 7] = ["enabled", "anchor", "programs", "process", "ports", "limit", "on-close"];
 
 /// What can be said of every service, and what only of one of the site's own.
-const OWN_KEYS: [&str; 10] =
+pub(super) const OWN_KEYS: [&str; 10] =
     ["enabled", "tracker", "anchor", "programs", "process", "ports", "limit", "on-close", "row", "from"];
 
 /// How many ports a service of the site's own may have open at once when the file does not say.

@@ -279,4 +279,6 @@ impl fmt::Display for PartyKind {
 }
 
 #[cfg(test)]
+mod documented;
+#[cfg(test)]
 mod tests;

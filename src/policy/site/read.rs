@@ -19,7 +19,7 @@ use toml::de::DeTable;
 /// The one format of the file so far.
 const FORMAT: u32 = 1;
 
-const DOCUMENT_KEYS: [&str; 15] = [
+pub(super) const DOCUMENT_KEYS: [&str; 15] = [
     "format",
     "mode",
     "egress",
@@ -36,10 +36,10 @@ const DOCUMENT_KEYS: [&str; 15] = [
     "row",
     "dynamic",
 ];
-const LOG_KEYS: [&str; 4] = ["to", "group", "rate", "burst"];
-const HOST_KEYS: [&str; 5] = ["name", "addresses", "roles", "encrypted", "ha-peer"];
-const ALLOW_KEYS: [&str; 4] = ["name", "ports", "from", "to"];
-const ROW_KEYS: [&str; 2] = ["enabled", "only-from"];
+pub(super) const LOG_KEYS: [&str; 4] = ["to", "group", "rate", "burst"];
+pub(super) const HOST_KEYS: [&str; 5] = ["name", "addresses", "roles", "encrypted", "ha-peer"];
+pub(super) const ALLOW_KEYS: [&str; 4] = ["name", "ports", "from", "to"];
+pub(super) const ROW_KEYS: [&str; 2] = ["enabled", "only-from"];
 
 /// The netlink group, the rate and the burst of the log when the file names none.
 const DEFAULT_GROUP: u16 = 0;
