@@ -218,8 +218,8 @@ fn a_service_that_restarts_all_the_time_does_not_flood_the_kernel() {
     service.tell("churn 2000 2").unwrap();
     site.wait_open(&[]);
     let transactions = generation() - before;
-    // Two for each of 4,000 listeners would be 8,000; in steps of 2 ms there are a thousand.
-    assert!(transactions < 2000, "{transactions}");
+    // Two for each of 4,000 listeners would be 8,000; in steps of a millisecond there are two thousand.
+    assert!(transactions < 4000, "{transactions}");
     // Polling does not even notice listeners that live so shortly.
     assert!(transactions > 0 || !cfg!(feature = "bpf"));
 }

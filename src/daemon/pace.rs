@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// So many changes may follow each other at once;
 const AT_ONCE: u32 = 64;
 /// then one for each of these.
-const STEP: Duration = Duration::from_millis(2);
+const STEP: Duration = Duration::from_millis(1);
 
 /// Counts the transactions of the recent past.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ mod tests {
             }
             now += Duration::from_micros(100);
         }
-        assert!((400..=600).contains(&made), "{made}");
+        assert!((900..=1100).contains(&made), "{made}");
     }
 
     #[test]

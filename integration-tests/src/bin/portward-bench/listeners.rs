@@ -121,10 +121,10 @@ impl Round<'_> {
             for _ in 0..count {
                 let listener = TcpListener::bind("[::]:0")?;
                 opened.push(watch.wait("added")?);
-                thread::sleep(Duration::from_millis(1));
+                thread::sleep(Duration::from_millis(2));
                 drop(listener);
                 closed.push(watch.wait("deleted")?);
-                thread::sleep(Duration::from_millis(2));
+                thread::sleep(Duration::from_millis(4));
             }
             Ok([opened, closed])
         });
