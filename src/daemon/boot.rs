@@ -203,14 +203,8 @@ impl<K: Kernel> Daemon<K> {
                 (host, "as before".to_owned())
             }
         };
-        let enforced = Enforced {
-            host: host.name.clone(),
-            found,
-            mode: site.policy.mode.name().to_owned(),
-            egress: site.policy.egress.name().to_owned(),
-            loaded: now(),
-            warnings: site.warnings.iter().map(ToString::to_string).collect(),
-        };
+        let warnings = site.warnings.iter().map(ToString::to_string).collect();
+        let enforced = Enforced::new(&site, host, found, warnings);
         let ruleset = site.plan(host).ruleset();
         let services = site.watched(host);
         let (source, keepsake) = (Source::LastGood, None);

@@ -486,14 +486,7 @@ impl<K: Kernel> Daemon<K> {
         for warning in &warnings {
             warn!("{warning}");
         }
-        let enforced = Enforced {
-            host: host.name.clone(),
-            found,
-            mode: site.policy.mode.name().to_owned(),
-            egress: site.policy.egress.name().to_owned(),
-            loaded: now(),
-            warnings,
-        };
+        let enforced = Enforced::new(&site, host, found, warnings);
         let keepsake = Keepsake::new(texts, &site.policy, host);
         Ok(Desired {
             ruleset,

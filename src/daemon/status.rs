@@ -1,6 +1,8 @@
 //! What the daemon shows of itself. The reconcile loop publishes a new [`Status`] whenever something changed, and
 //! whoever wants to know looks at the latest one; nobody ever waits for the loop.
 
+use super::load::Site;
+use crate::policy::Host;
 use crate::ruleset::Ruleset;
 use crate::trackers::Report;
 use serde::{Deserialize, Serialize};
@@ -125,6 +127,20 @@ pub struct Enforced {
     pub loaded: u64,
     /// Warnings about the policy.
     pub warnings: Vec<String>,
+}
+
+impl Enforced {
+    /// What a site's policy means for a host, loaded now.
+    pub(super) fn new(site: &Site, host: &Host, found: String, warnings: Vec<String>) -> Self {
+        Self {
+            host: host.name.clone(),
+            found,
+            mode: site.policy.mode.name().to_owned(),
+            egress: site.policy.egress.name().to_owned(),
+            loaded: now(),
+            warnings,
+        }
+    }
 }
 
 /// How much the table holds.
