@@ -61,10 +61,13 @@ impl fmt::Display for Visibility {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full => f.write_str("all processes"),
-            Self::Refused { processes } => write!(
-                f,
-                "all processes, but the descriptors of {processes} may not be looked at (needs CAP_SYS_PTRACE)"
-            ),
+            Self::Refused { processes } => {
+                let plural = if *processes == 1 { "" } else { "es" };
+                write!(
+                    f,
+                    "all processes, but not the descriptors of {processes} process{plural} (needs CAP_SYS_PTRACE)"
+                )
+            }
             Self::Hidden => f.write_str(
                 "not all processes: /proc hides those of others (hidepid), so it must be mounted without that or portward \
                  needs CAP_SYS_PTRACE",
