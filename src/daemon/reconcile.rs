@@ -4,10 +4,13 @@ use crate::kernel::{self, Kernel, Snapshot};
 use crate::plan::Part;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::{Change, diff, summary};
+use std::collections::VecDeque;
 use thiserror::Error;
 
 /// How often one request begins anew when others keep changing the kernel's ruleset meanwhile.
 const ATTEMPTS: usize = 8;
+/// How many of its own generations it remembers. The kernel tells of each a moment later.
+const REMEMBERED: usize = 256;
 
 /// Holds what was last committed, so that a change costs what it changes and not what is there.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub struct Reconciler<K> {
     committed: Option<Snapshot>,
     /// Whether `committed` is what was last asked for, so that a part of it can be changed without looking at the rest.
     in_step: bool,
+    /// The generations that its own last commits have led to.
+    own: VecDeque<u32>,
 }
 
 /// What a request has led to.
@@ -53,7 +58,7 @@ pub enum Error {
 impl<K: Kernel> Reconciler<K> {
     /// Nothing is read before it is needed.
     pub fn new(kernel: K) -> Self {
-        Self { kernel, committed: None, in_step: false }
+        Self { kernel, committed: None, in_step: false, own: VecDeque::new() }
     }
 
     /// What our table holds: as last committed, or read from the kernel.
@@ -146,6 +151,18 @@ impl<K: Kernel> Reconciler<K> {
         self.committed.as_ref().map(|snapshot| snapshot.generation)
     }
 
+    /// Whether this generation is one that a commit of this reconciler has led to, of the last few.
+    pub fn is_own(&self, generation: u32) -> bool {
+        self.own.contains(&generation)
+    }
+
+    fn remember_own(&mut self, generation: u32) {
+        if self.own.len() == REMEMBERED {
+            self.own.pop_front();
+        }
+        self.own.push_back(generation);
+    }
+
     /// `None`: nothing is applied, or nobody knows; what is known of the table is right in either case.
     fn try_part(&mut self, desired: &Ruleset) -> Option<Outcome> {
         if !self.in_step {
@@ -166,6 +183,9 @@ impl<K: Kernel> Reconciler<K> {
             part.put_into(table);
         }
         let generation = snapshot.generation;
+        if !changes.is_empty() {
+            self.remember_own(generation);
+        }
         Some(Outcome { changes: summary(&changes), count: changes.len(), generation, foreign: Vec::new() })
     }
 
@@ -187,6 +207,7 @@ impl<K: Kernel> Reconciler<K> {
                 Ok(generation) => {
                     self.committed = Some(Snapshot { generation, table: desired.cloned(), foreign: Vec::new() });
                     self.in_step = true;
+                    self.remember_own(generation);
                     return Ok(Outcome {
                         changes: summary(&changes),
                         count: changes.len(),
@@ -242,7 +263,6 @@ mod tests {
     use crate::kernel::FakeKernel;
     use crate::plan::{LocalScope, OpenPort, open};
     use crate::ruleset::{Chain, PortKey, Protocol, Rule, Set, Statement, Verdict, VerdictMap};
-    use std::collections::VecDeque;
     use std::net::Ipv4Addr;
 
     /// A kernel in whose way something may come.
@@ -341,6 +361,7 @@ mod tests {
         let second = reconciler.apply(&ruleset(&[1, 2])).unwrap();
         assert_eq!((second.changes.as_str(), second.count), ("1 element added", 1));
         assert_eq!(second.generation, first.generation + 1);
+        assert!(reconciler.is_own(second.generation) && !reconciler.is_own(second.generation + 1));
         assert_eq!(reconciler.kernel.dumps, 1);
         assert_eq!(reconciler.kernel.table(), Some(ruleset(&[1, 2])));
     }
