@@ -527,6 +527,10 @@ impl<K: Kernel> Daemon<K> {
         self.conclude(cause, &first);
         self.listen();
         let outcome = first?;
+        if self.reconciler.generation().is_none() {
+            // Others do not rest, and the table was replaced: a second look would find the same.
+            return Ok(outcome);
+        }
         // What others did during the pause went unheard. Most of the time this only reads the generation.
         let Some(second) = self.desired.as_ref().map(|desired| self.reconciler.verify(&desired.ruleset)) else {
             return Ok(outcome);
@@ -566,7 +570,7 @@ impl<K: Kernel> Daemon<K> {
                     status.kernel_error = Some(Failure { since, message });
                 });
                 // What others do passes; for the rest there is the regular look.
-                if self.meddling.is_open() || matches!(error, reconcile::Error::Restless(_)) {
+                if self.meddling.is_open() {
                     self.meddling.try_again(Instant::now().into());
                 }
             }
@@ -706,13 +710,12 @@ impl<K: Kernel> Daemon<K> {
     /// Completes the status by what follows from the rest.
     fn publish(&mut self) {
         let generation = self.reconciler.generation();
-        let table = match self.reconciler.snapshot() {
-            Ok(snapshot) => snapshot.table.as_ref().map(TableSize::of),
-            Err(_) => None,
-        };
+        // Beside others who do not rest, reading takes seconds; the status then tells what was known last.
+        let known = generation.and_then(|_| self.reconciler.snapshot().ok());
+        let table = known.map(|snapshot| snapshot.table.as_ref().map(TableSize::of));
         self.status.send_modify(|status| {
             status.generation = generation;
-            status.table = table;
+            status.table = table.unwrap_or(status.table);
             status.condition = match (&status.kernel_error, &status.trial, &status.policy_error) {
                 (Some(_), ..) => Condition::Failing,
                 _ if status.meddling.is_some() => Condition::Disputed,

@@ -7,8 +7,10 @@ use crate::ruleset::diff::{Change, diff, summary};
 use std::collections::VecDeque;
 use thiserror::Error;
 
-/// How often one request begins anew when others keep changing the kernel's ruleset meanwhile.
+/// How often one request begins anew when others keep changing the kernel's ruleset meanwhile; then the table is replaced.
 const ATTEMPTS: usize = 8;
+/// How often it is read for one attempt. The kernel's side has patience of its own.
+const READS: usize = 2;
 /// How many of its own generations it remembers. The kernel tells of each a moment later.
 const REMEMBERED: usize = 256;
 
@@ -50,9 +52,6 @@ pub enum Error {
     /// The kernel's answer.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
-    /// Others change the ruleset faster than it can be read.
-    #[error("the ruleset was changed by others {ATTEMPTS} times in a row while portward prepared its own change")]
-    Restless(#[source] kernel::Error),
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -190,6 +189,21 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn set(&mut self, desired: Option<&Ruleset>) -> Result<Outcome, Error> {
+        match self.try_set(desired) {
+            // Others change the ruleset, be it elsewhere, faster than the table can be read and compared.
+            Err(Error::Kernel(kernel::Error::Changed | kernel::Error::Unclear { .. })) => {
+                self.kernel.replace(desired)?;
+                // What has happened since is not known, and looking would take as long again.
+                let generation = self.kernel.generation()?;
+                self.remember_own(generation);
+                let changes = "the whole table, because others do not rest".to_owned();
+                Ok(Outcome { changes, count: 1, generation, foreign: Vec::new() })
+            }
+            result => result,
+        }
+    }
+
+    fn try_set(&mut self, desired: Option<&Ruleset>) -> Result<Outcome, Error> {
         let mut attempt = 1;
         loop {
             let (snapshot, fresh) = match self.committed.take() {
@@ -224,8 +238,7 @@ impl<K: Kernel> Reconciler<K> {
                 _ => false,
             };
             match (again, attempt) {
-                (false, _) => return Err(Error::Kernel(error)),
-                (true, ATTEMPTS) => return Err(Error::Restless(error)),
+                (false, _) | (true, ATTEMPTS) => return Err(Error::Kernel(error)),
                 (true, _) => attempt += 1,
             }
         }
@@ -236,8 +249,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut attempt = 1;
         loop {
             match self.kernel.dump() {
-                Err(kernel::Error::Changed | kernel::Error::Unclear { .. }) if attempt < ATTEMPTS => attempt += 1,
-                Err(error @ kernel::Error::Changed) => return Err(Error::Restless(error)),
+                Err(kernel::Error::Changed | kernel::Error::Unclear { .. }) if attempt < READS => attempt += 1,
                 result => return Ok(result?),
             }
         }
@@ -339,6 +351,10 @@ mod tests {
             Ok(generation)
         }
 
+        fn replace(&mut self, desired: Option<&Ruleset>) -> Result<(), kernel::Error> {
+            self.kernel.replace(desired)
+        }
+
         fn generation(&mut self) -> Result<u32, kernel::Error> {
             self.kernel.generation()
         }
@@ -398,15 +414,16 @@ mod tests {
     }
 
     #[test]
-    fn others_who_never_rest_are_an_error_in_the_end() {
+    fn beside_others_who_never_rest_the_table_is_replaced() {
         let mut reconciler = Reconciler::new(Crossed::new());
         reconciler.kernel.events = (0..100).map(|number| Event::Foreign(Some(ruleset(&[number + 10])))).collect();
-        let error = reconciler.apply(&ruleset(&[1])).unwrap_err();
-        assert!(matches!(error, Error::Restless(_)), "{error}");
+        let outcome = reconciler.apply(&ruleset(&[1])).unwrap();
+        assert!(!outcome.is_nothing() && reconciler.is_own(outcome.generation));
         assert_eq!(reconciler.kernel.commits, ATTEMPTS);
-        reconciler.kernel.events.clear();
-        reconciler.apply(&ruleset(&[1])).unwrap();
         assert_eq!(reconciler.kernel.table(), Some(ruleset(&[1])));
+        assert_eq!(reconciler.generation(), None, "what others have done since is not known");
+        reconciler.remove().unwrap();
+        assert_eq!(reconciler.kernel.table(), None);
     }
 
     #[test]
