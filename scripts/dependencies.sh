@@ -60,12 +60,18 @@ missing() {
     has systemd-analyze || echo systemd
     has mmdebstrap || echo mmdebstrap
     has dpkg-deb || echo dpkg
+    has firewalld || echo firewalld
     if [ "$manager" = apt-get ]; then
+        { has iptables-nft && has iptables-legacy; } || echo iptables
+        has dbus-daemon || echo dbus
         has ip || echo iproute2
         has_java || echo default-jdk-headless
         has rpc.mountd || echo nfs-kernel-server
         has rpc.rquotad || echo quota
     else
+        has iptables-nft || echo iptables-nft
+        has iptables-legacy || echo iptables-legacy
+        has dbus-daemon || echo dbus-daemon
         has ip || echo iproute
         has_java || echo java-17-openjdk-devel
         has rpc.mountd || echo nfs-utils
@@ -99,6 +105,7 @@ units() {
         case $package in
         rpcbind) echo rpcbind.service rpcbind.socket ;;
         nfs-kernel-server | nfs-utils) echo nfs-server.service nfs-blkmap.service ;;
+        firewalld) echo firewalld.service ;;
         quota) echo quota.service quotarpc.service ;;
         quota-rpc) echo rpc-rquotad.service ;;
         esac

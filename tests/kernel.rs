@@ -558,6 +558,24 @@ fn handle_of(chain: &str, word: &str) -> String {
 }
 
 #[test]
+fn a_table_is_replaced_whatever_is_there() {
+    in_namespace(|| {
+        let mut kernel = Netlink::open().unwrap();
+        let desired = everything();
+        kernel.replace(Some(&desired)).unwrap();
+        assert_eq!(dumped(&mut kernel), desired, "nothing was there");
+        nft(&["add", "counter", "inet", "portward", "stranger"]);
+        nft(&["insert", "rule", "inet", "portward", "input", "accept"]);
+        kernel.replace(Some(&desired)).unwrap();
+        assert_eq!(dumped(&mut kernel), desired);
+        for _ in 0..2 {
+            kernel.replace(None).unwrap();
+            assert_eq!(kernel.dump().unwrap().table, None);
+        }
+    });
+}
+
+#[test]
 fn a_flushed_ruleset_leaves_no_table() {
     in_namespace(|| {
         let mut kernel = Netlink::open().unwrap();

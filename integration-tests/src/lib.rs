@@ -11,6 +11,7 @@
 pub mod broker;
 pub mod container;
 pub mod counters;
+pub mod firewalld;
 pub mod jvm;
 pub mod lab;
 pub mod listen;

@@ -55,6 +55,7 @@ fn render(status: &DaemonStatus, now: u64) -> String {
     let (style, condition) = match status.condition {
         Condition::InStep => (GREEN, "in step: the kernel enforces what the policy file says"),
         Condition::Keeping => (RED, "keeping: the policy file does not load, what was enforced before stays"),
+        Condition::Disputed => (RED, "disputed: somebody keeps changing the table, and portward keeps repairing it"),
         Condition::Trying => (YELLOW, "trying: the kernel enforces a policy for the time being"),
         Condition::Failing => (RED, "failing: the kernel does not hold what the policy says"),
     };
@@ -114,6 +115,14 @@ fn render(status: &DaemonStatus, now: u64) -> String {
         let times = count(usize::try_from(status.repairs).unwrap_or(usize::MAX), "time");
         line("repaired", format!("{times}, last {} after {}: {}", ago(repair.at, now), repair.by, repair.changes));
     }
+    if let Some(meddling) = &status.meddling {
+        let by = meddling.by.iter().map(|meddler| match meddler.pid {
+            Some(pid) => format!("{} ({}, last process {pid})", meddler.process, count_of(meddler.changes)),
+            None => format!("{} ({})", meddler.process, count_of(meddler.changes)),
+        });
+        line("disputed", format!("since {}, by {}", ago(meddling.since, now), by.collect::<Vec<_>>().join(", ")));
+        line("", format!("repairs are {} ms apart at present, 4000 ms at most", meddling.pause_ms));
+    }
     dynamic(&status.dynamic, &mut line);
     let mut text = format!("{}\n{}", styled(style, condition), table(&lines));
     text.push_str(&refusals(&status.dynamic));
@@ -131,6 +140,10 @@ fn render(status: &DaemonStatus, now: u64) -> String {
         }
     }
     text
+}
+
+fn count_of(changes: u64) -> String {
+    count(usize::try_from(changes).unwrap_or(usize::MAX), "change")
 }
 
 /// How listeners are noticed, and a line for each service with dynamic ports.

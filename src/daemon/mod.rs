@@ -16,6 +16,7 @@ pub mod flows;
 pub mod identity;
 pub mod load;
 pub mod logging;
+mod meddling;
 mod pace;
 pub mod protocol;
 pub mod reconcile;
@@ -40,6 +41,7 @@ use control::{Order, Server};
 use dynamic::{Changes, Dynamic};
 use identity::Identity;
 use load::{HostChoice, Site, Sources, Texts};
+use meddling::{Author, Meddling};
 use reconcile::{Outcome, Reconciler};
 use status::{Condition, Enforced, Failure, LastChange, Repair, Source, Status, TableSize, now};
 use std::fmt;
@@ -52,7 +54,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as channel};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use trial::Trial;
 use watch::Watcher;
 
@@ -63,10 +65,8 @@ pub const DEFAULT_CONTROL_SOCKET: &str = "/run/portward/control.sock";
 
 /// How often the kernel's generation is compared without any notification.
 const VERIFY_EVERY: Duration = Duration::from_secs(30);
-/// When somebody else undoes the daemon's repairs, so many of them follow each other at once;
-const REPAIRS_AT_ONCE: u32 = 20;
-/// then the daemon rests for so long, lest the two do nothing else.
-const REST: Duration = Duration::from_secs(5);
+/// What leads to a change in the kernel that undoes others' changes.
+const REPAIR: &str = "the table was repaired";
 /// How many changes of a foreign transaction are named in the log.
 const CHANGES_NAMED: usize = 3;
 
@@ -224,10 +224,8 @@ struct Daemon<K> {
     monitor: Option<AsyncFd<Monitor>>,
     /// What a foreign transaction has changed so far; its generation message ends it.
     touched: Touched,
-    /// Repairs since the last regular look.
-    repairs_in_a_row: u32,
-    /// Until when notifications wait.
-    rest: Option<Instant>,
+    /// What others have done to the table, and when it is undone.
+    meddling: Meddling,
     status: channel::Sender<Status>,
 }
 
@@ -252,6 +250,7 @@ impl<K: Kernel> Daemon<K> {
             state_error: None,
             repairs: 0,
             last_repair: None,
+            meddling: None,
             dynamic: trackers::Report::default(),
         };
         Self {
@@ -265,8 +264,7 @@ impl<K: Kernel> Daemon<K> {
             host_unknown: false,
             monitor: None,
             touched: Touched::default(),
-            repairs_in_a_row: 0,
-            rest: None,
+            meddling: Meddling::new(Instant::now().into()),
             status: channel::Sender::new(status),
         }
     }
@@ -338,6 +336,7 @@ impl<K: Kernel> Daemon<K> {
             if let Some(desired) = &self.desired {
                 // First the kernel, then whoever wants to know.
                 let result = self.reconciler.apply_part(&desired.ruleset);
+                self.hear();
                 self.conclude("listeners have changed", &result);
                 self.cut(&news.changes);
             }
@@ -391,19 +390,18 @@ impl<K: Kernel> Daemon<K> {
                 () = until(self.trial_end()) => {
                     let _ = self.end_trial("it was not confirmed in time");
                 }
-                notifications = notifications(&mut self.monitor), if self.rest.is_none() => self.heed(notifications),
+                notifications = notifications(&mut self.monitor) => self.heed(notifications),
                 () = self.dynamic.news() => self.follow_listeners(),
-                () = until(self.rest) => {
-                    self.rest = None;
-                    self.reconciler.forget();
-                    self.verify("somebody");
-                }
+                () = until(self.meddling.due().map(Instant::from)) => self.repair(),
                 _ = verify.tick() => {
                     if self.host_unknown {
                         let _ = self.reload(Cause::HostUnknown, &Asker::file());
                     }
-                    self.verify("somebody");
-                    self.repairs_in_a_row = 0;
+                    // While the table is disputed, repairs keep their distance.
+                    if !self.meddling.is_open() {
+                        self.repair();
+                    }
+                    self.end_dispute_if_calm();
                 }
                 () = next(&mut watchdog) => service::alive(),
             }
@@ -504,37 +502,59 @@ impl<K: Kernel> Daemon<K> {
             let generation = self.reconciler.snapshot()?.generation;
             return Ok(Outcome { changes: "nothing".to_owned(), count: 0, generation, foreign: Vec::new() });
         };
+        let ruleset = &desired.ruleset;
         // Nobody listens while the daemon itself changes the table: the kernel need not tell it what it knows.
         if let Some(monitor) = &self.monitor {
             // Without a pause the daemon hears of its own change, and recognizes it by the generation.
             let _ = monitor.get_ref().pause();
         }
-        let result = self.reconciler.verify(&desired.ruleset);
+        let first = self.reconciler.verify(ruleset);
+        self.hear();
+        if cause == REPAIR && self.status.borrow().kernel_error.is_none() && first.as_ref().is_ok_and(is_something) {
+            self.suspect();
+        }
+        if first.as_ref().is_ok_and(Outcome::is_nothing) {
+            // They have undone it themselves, or an earlier transaction has.
+            self.meddling.settled();
+        }
+        self.conclude(cause, &first);
         self.listen();
+        let outcome = first?;
+        if self.reconciler.generation().is_none() {
+            // Others do not rest, and the table was replaced: a second look would find the same.
+            return Ok(outcome);
+        }
         // What others did during the pause went unheard. Most of the time this only reads the generation.
-        let result = result.and_then(|first| {
-            let second = self.desired.as_ref().map(|desired| self.reconciler.verify(&desired.ruleset)).transpose()?;
-            Ok(second.filter(|second| !second.is_nothing()).unwrap_or(first))
-        });
-        self.conclude(cause, &result);
-        result
+        let Some(second) = self.desired.as_ref().map(|desired| self.reconciler.verify(&desired.ruleset)) else {
+            return Ok(outcome);
+        };
+        if second.as_ref().is_ok_and(is_something) {
+            self.suspect();
+        }
+        if !second.as_ref().is_ok_and(Outcome::is_nothing) {
+            self.conclude(REPAIR, &second);
+        }
+        second.map(|_| outcome)
     }
 
-    /// Puts what the kernel said into the status.
+    /// Puts what the kernel said into the status, and into the log what it means for others' changes.
     fn conclude(&mut self, cause: &str, result: &Result<Outcome, reconcile::Error>) {
         let at = now();
         match result {
-            Ok(outcome) => self.status.send_modify(|status| {
-                status.kernel_error = None;
-                if !outcome.is_nothing() {
-                    let changes = outcome.changes.clone();
-                    status.last_change = Some(LastChange { at, cause: cause.to_owned(), changes });
-                }
-                if let Some(desired) = &self.desired {
-                    status.enforced = desired.enforced.clone();
-                    status.source = desired.source;
-                }
-            }),
+            Ok(outcome) => {
+                self.status.send_modify(|status| {
+                    status.kernel_error = None;
+                    if !outcome.is_nothing() {
+                        let changes = outcome.changes.clone();
+                        status.last_change = Some(LastChange { at, cause: cause.to_owned(), changes });
+                    }
+                    if let Some(desired) = &self.desired {
+                        status.enforced = desired.enforced.clone();
+                        status.source = desired.source;
+                    }
+                });
+                self.settle(outcome);
+            }
             Err(error) => {
                 let message = describe(error);
                 error!("the kernel does not hold what it should, and is tried again: {message}");
@@ -542,80 +562,114 @@ impl<K: Kernel> Daemon<K> {
                     let since = status.kernel_error.as_ref().map_or(at, |failure| failure.since);
                     status.kernel_error = Some(Failure { since, message });
                 });
+                // What others do passes; for the rest there is the regular look.
+                if self.meddling.is_open() {
+                    self.meddling.try_again(Instant::now().into());
+                }
             }
         }
         self.publish();
     }
 
-    /// Undoes what others have done to the table; `by` is who that was.
-    fn verify(&mut self, by: &str) {
-        // An error is in the log and in the status.
-        let Ok(outcome) = self.bring_into_step("the table was repaired") else { return };
+    /// What others had changed is as it should be again, whatever led to that: a reload and a dynamic port repair, too.
+    fn settle(&mut self, outcome: &Outcome) {
         if outcome.is_nothing() {
             return;
         }
+        let was_disputed = self.meddling.dispute().is_some();
+        let at = now();
+        let Some(by) = self.meddling.repaired(Instant::now().into(), at) else { return };
         for object in &outcome.foreign {
             warn!("was in the table and is gone: {object}");
         }
         warn!(generation = outcome.generation, "the table was changed by {by} and is repaired: {}", outcome.changes);
+        let dispute = self.meddling.dispute();
+        if dispute.is_some() && !was_disputed {
+            error!(
+                "{by} and others before keep changing the table: find out what does that, such as a second portward \
+                 daemon; from now on repairs keep a distance, of a few seconds at most"
+            );
+        }
         self.status.send_modify(|status| {
             status.repairs += 1;
-            status.last_repair = Some(Repair { at: now(), by: by.to_owned(), changes: outcome.changes });
+            status.last_repair = Some(Repair { at, by, changes: outcome.changes.clone() });
+            status.meddling = dispute.cloned();
         });
-        self.repairs_in_a_row += 1;
-        if self.repairs_in_a_row >= REPAIRS_AT_ONCE {
-            error!(
-                "{by} keeps changing the table: find out what does that, such as a second portward daemon; the next \
-                 repair is in {REST:?}"
-            );
-            self.repairs_in_a_row = 0;
-            self.rest = Some(Instant::now() + REST);
+    }
+
+    /// Undoes what others have done to the table.
+    fn repair(&mut self) {
+        // What came of it is in the log and in the status.
+        let _ = self.bring_into_step(REPAIR);
+    }
+
+    /// The table is not what it was, and nobody has been heard of.
+    fn suspect(&mut self) {
+        if !self.meddling.is_open() {
+            self.meddling.changed(Author::default(), Instant::now().into(), now());
         }
     }
 
-    /// Looks through what the kernel told, and repairs the table if others have touched it.
+    fn end_dispute_if_calm(&mut self) {
+        if self.meddling.end_if_calm(Instant::now().into()) {
+            info!("nobody changes the table any more");
+            self.status.send_modify(|status| status.meddling = None);
+            self.publish();
+        }
+    }
+
+    /// Looks through what the kernel told, and repairs the table if others have touched it and it is time.
     fn heed(&mut self, notifications: Result<Vec<Notification>, crate::kernel::Error>) {
-        let notifications = match notifications {
-            Ok(notifications) => notifications,
+        match notifications {
+            Ok(notifications) => self.note(notifications),
             Err(error) => {
                 warn!("notifications cannot be read, and are asked for anew: {}", describe(&error));
                 self.monitor = None;
                 self.reconciler.forget();
-                return self.verify("somebody");
+                return self.repair();
             }
-        };
-        let mut by = None;
+        }
+        if self.meddling.due().is_some_and(|due| due <= Instant::now().into()) {
+            self.repair();
+        }
+    }
+
+    /// Notes what the kernel has told so far, before the daemon's own change settles it.
+    fn hear(&mut self) {
+        // A broken monitor is noticed, and replaced, when it is listened to next.
+        let heard = self.monitor.as_mut().and_then(|monitor| monitor.get_mut().read().ok());
+        self.note(heard.unwrap_or_default());
+    }
+
+    /// Notes who has changed the table.
+    fn note(&mut self, notifications: Vec<Notification>) {
         for notification in notifications {
             match notification {
                 Notification::Table { what } => self.touched.add(what),
                 Notification::Generation { id, pid, process } => {
                     let touched = std::mem::take(&mut self.touched);
-                    if !self.is_news(id) {
+                    if self.reconciler.is_own(id) {
                         continue;
                     }
                     if touched.named.is_empty() {
                         self.reconciler.changed_elsewhere(id);
-                    } else {
-                        let who = who(pid, process.as_deref());
-                        warn!(generation = id, "{who} changed the table: {touched}");
-                        by = Some(who);
+                        continue;
                     }
+                    let author = Author { process, pid };
+                    // A dispute would fill the log; its repairs name the authors.
+                    match self.meddling.dispute() {
+                        None => warn!(generation = id, "{author} changed the table: {touched}"),
+                        Some(_) => debug!(generation = id, "{author} changed the table: {touched}"),
+                    }
+                    self.meddling.changed(author, Instant::now().into(), now());
                 }
                 Notification::Lost => {
                     self.touched = Touched::default();
                     self.reconciler.forget();
-                    by.get_or_insert_with(|| "somebody".to_owned());
+                    self.suspect();
                 }
             }
         }
-        if let Some(by) = by {
-            self.verify(&by);
-        }
-    }
-
-    /// Whether this generation came after what is known of the table. Generations wrap around.
-    fn is_news(&self, generation: u32) -> bool {
-        self.reconciler.generation().is_none_or(|known| generation.wrapping_sub(known).cast_signed() > 0)
     }
 
     /// Hears of changes from now on.
@@ -649,15 +703,15 @@ impl<K: Kernel> Daemon<K> {
     /// Completes the status by what follows from the rest.
     fn publish(&mut self) {
         let generation = self.reconciler.generation();
-        let table = match self.reconciler.snapshot() {
-            Ok(snapshot) => snapshot.table.as_ref().map(TableSize::of),
-            Err(_) => None,
-        };
+        // Beside others who do not rest, reading takes seconds; the status then tells what was known last.
+        let known = generation.and_then(|_| self.reconciler.snapshot().ok());
+        let table = known.map(|snapshot| snapshot.table.as_ref().map(TableSize::of));
         self.status.send_modify(|status| {
             status.generation = generation;
-            status.table = table;
+            status.table = table.unwrap_or(status.table);
             status.condition = match (&status.kernel_error, &status.trial, &status.policy_error) {
                 (Some(_), ..) => Condition::Failing,
+                _ if status.meddling.is_some() => Condition::Disputed,
                 (None, Some(_), _) => Condition::Trying,
                 (None, None, Some(_)) => Condition::Keeping,
                 (None, None, None) => Condition::InStep,
@@ -725,14 +779,9 @@ fn can_be_restored(table: &Ruleset) -> bool {
     !statements.any(|statement| matches!(statement, Statement::Unknown(_)))
 }
 
-/// The process that the kernel names in a generation message.
-fn who(pid: Option<u32>, process: Option<&str>) -> String {
-    match (process, pid) {
-        (Some(process), Some(pid)) => format!("{process} (process {pid})"),
-        (Some(process), None) => process.to_owned(),
-        (None, Some(pid)) => format!("process {pid}"),
-        (None, None) => "somebody".to_owned(),
-    }
+/// The opposite of [`Outcome::is_nothing`].
+fn is_something(outcome: &Outcome) -> bool {
+    !outcome.is_nothing()
 }
 
 /// What a foreign transaction has changed: the first few things, however many there are.

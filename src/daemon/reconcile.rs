@@ -4,10 +4,15 @@ use crate::kernel::{self, Kernel, Snapshot};
 use crate::plan::Part;
 use crate::ruleset::Ruleset;
 use crate::ruleset::diff::{Change, diff, summary};
+use std::collections::VecDeque;
 use thiserror::Error;
 
-/// How often one request begins anew when others keep changing the kernel's ruleset meanwhile.
+/// How often one request begins anew when others keep changing the kernel's ruleset meanwhile; then the table is replaced.
 const ATTEMPTS: usize = 8;
+/// How often it is read for one attempt. The kernel's side has patience of its own.
+const READS: usize = 2;
+/// How many of its own generations it remembers. The kernel tells of each a moment later.
+const REMEMBERED: usize = 256;
 
 /// Holds what was last committed, so that a change costs what it changes and not what is there.
 #[derive(Debug)]
@@ -17,6 +22,8 @@ pub struct Reconciler<K> {
     committed: Option<Snapshot>,
     /// Whether `committed` is what was last asked for, so that a part of it can be changed without looking at the rest.
     in_step: bool,
+    /// The generations that its own last commits have led to.
+    own: VecDeque<u32>,
 }
 
 /// What a request has led to.
@@ -45,15 +52,12 @@ pub enum Error {
     /// The kernel's answer.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
-    /// Others change the ruleset faster than it can be read.
-    #[error("the ruleset was changed by others {ATTEMPTS} times in a row while portward prepared its own change")]
-    Restless(#[source] kernel::Error),
 }
 
 impl<K: Kernel> Reconciler<K> {
     /// Nothing is read before it is needed.
     pub fn new(kernel: K) -> Self {
-        Self { kernel, committed: None, in_step: false }
+        Self { kernel, committed: None, in_step: false, own: VecDeque::new() }
     }
 
     /// What our table holds: as last committed, or read from the kernel.
@@ -146,6 +150,18 @@ impl<K: Kernel> Reconciler<K> {
         self.committed.as_ref().map(|snapshot| snapshot.generation)
     }
 
+    /// Whether this generation is one that a commit of this reconciler has led to, of the last few.
+    pub fn is_own(&self, generation: u32) -> bool {
+        self.own.contains(&generation)
+    }
+
+    fn remember_own(&mut self, generation: u32) {
+        if self.own.len() == REMEMBERED {
+            self.own.pop_front();
+        }
+        self.own.push_back(generation);
+    }
+
     /// `None`: nothing is applied, or nobody knows; what is known of the table is right in either case.
     fn try_part(&mut self, desired: &Ruleset) -> Option<Outcome> {
         if !self.in_step {
@@ -166,10 +182,28 @@ impl<K: Kernel> Reconciler<K> {
             part.put_into(table);
         }
         let generation = snapshot.generation;
+        if !changes.is_empty() {
+            self.remember_own(generation);
+        }
         Some(Outcome { changes: summary(&changes), count: changes.len(), generation, foreign: Vec::new() })
     }
 
     fn set(&mut self, desired: Option<&Ruleset>) -> Result<Outcome, Error> {
+        match self.try_set(desired) {
+            // Others change the ruleset, be it elsewhere, faster than the table can be read and compared.
+            Err(Error::Kernel(kernel::Error::Changed | kernel::Error::Unclear { .. })) => {
+                self.kernel.replace(desired)?;
+                // What has happened since is not known, and looking would take as long again.
+                let generation = self.kernel.generation()?;
+                self.remember_own(generation);
+                let changes = "the whole table, because others do not rest".to_owned();
+                Ok(Outcome { changes, count: 1, generation, foreign: Vec::new() })
+            }
+            result => result,
+        }
+    }
+
+    fn try_set(&mut self, desired: Option<&Ruleset>) -> Result<Outcome, Error> {
         let mut attempt = 1;
         loop {
             let (snapshot, fresh) = match self.committed.take() {
@@ -187,6 +221,7 @@ impl<K: Kernel> Reconciler<K> {
                 Ok(generation) => {
                     self.committed = Some(Snapshot { generation, table: desired.cloned(), foreign: Vec::new() });
                     self.in_step = true;
+                    self.remember_own(generation);
                     return Ok(Outcome {
                         changes: summary(&changes),
                         count: changes.len(),
@@ -203,8 +238,7 @@ impl<K: Kernel> Reconciler<K> {
                 _ => false,
             };
             match (again, attempt) {
-                (false, _) => return Err(Error::Kernel(error)),
-                (true, ATTEMPTS) => return Err(Error::Restless(error)),
+                (false, _) | (true, ATTEMPTS) => return Err(Error::Kernel(error)),
                 (true, _) => attempt += 1,
             }
         }
@@ -215,8 +249,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut attempt = 1;
         loop {
             match self.kernel.dump() {
-                Err(kernel::Error::Changed | kernel::Error::Unclear { .. }) if attempt < ATTEMPTS => attempt += 1,
-                Err(error @ kernel::Error::Changed) => return Err(Error::Restless(error)),
+                Err(kernel::Error::Changed | kernel::Error::Unclear { .. }) if attempt < READS => attempt += 1,
                 result => return Ok(result?),
             }
         }
@@ -242,7 +275,6 @@ mod tests {
     use crate::kernel::FakeKernel;
     use crate::plan::{LocalScope, OpenPort, open};
     use crate::ruleset::{Chain, PortKey, Protocol, Rule, Set, Statement, Verdict, VerdictMap};
-    use std::collections::VecDeque;
     use std::net::Ipv4Addr;
 
     /// A kernel in whose way something may come.
@@ -319,6 +351,10 @@ mod tests {
             Ok(generation)
         }
 
+        fn replace(&mut self, desired: Option<&Ruleset>) -> Result<(), kernel::Error> {
+            self.kernel.replace(desired)
+        }
+
         fn generation(&mut self) -> Result<u32, kernel::Error> {
             self.kernel.generation()
         }
@@ -341,6 +377,7 @@ mod tests {
         let second = reconciler.apply(&ruleset(&[1, 2])).unwrap();
         assert_eq!((second.changes.as_str(), second.count), ("1 element added", 1));
         assert_eq!(second.generation, first.generation + 1);
+        assert!(reconciler.is_own(second.generation) && !reconciler.is_own(second.generation + 1));
         assert_eq!(reconciler.kernel.dumps, 1);
         assert_eq!(reconciler.kernel.table(), Some(ruleset(&[1, 2])));
     }
@@ -377,15 +414,16 @@ mod tests {
     }
 
     #[test]
-    fn others_who_never_rest_are_an_error_in_the_end() {
+    fn beside_others_who_never_rest_the_table_is_replaced() {
         let mut reconciler = Reconciler::new(Crossed::new());
         reconciler.kernel.events = (0..100).map(|number| Event::Foreign(Some(ruleset(&[number + 10])))).collect();
-        let error = reconciler.apply(&ruleset(&[1])).unwrap_err();
-        assert!(matches!(error, Error::Restless(_)), "{error}");
+        let outcome = reconciler.apply(&ruleset(&[1])).unwrap();
+        assert!(!outcome.is_nothing() && reconciler.is_own(outcome.generation));
         assert_eq!(reconciler.kernel.commits, ATTEMPTS);
-        reconciler.kernel.events.clear();
-        reconciler.apply(&ruleset(&[1])).unwrap();
         assert_eq!(reconciler.kernel.table(), Some(ruleset(&[1])));
+        assert_eq!(reconciler.generation(), None, "what others have done since is not known");
+        reconciler.remove().unwrap();
+        assert_eq!(reconciler.kernel.table(), None);
     }
 
     #[test]

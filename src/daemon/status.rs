@@ -48,6 +48,8 @@ pub struct Status {
     pub repairs: u64,
     /// The last time that it was.
     pub last_repair: Option<Repair>,
+    /// Who changes the table again and again, as long as somebody does.
+    pub meddling: Option<Meddling>,
     /// What the trackers of dynamic ports have found.
     pub dynamic: Report,
 }
@@ -62,6 +64,8 @@ pub enum Condition {
     Keeping,
     /// The kernel does not take what it should hold.
     Failing,
+    /// Somebody keeps changing the table, so that the kernel does not hold what it should all the time.
+    Disputed,
     /// The kernel holds a policy for the time being, until that is confirmed or taken back.
     Trying,
 }
@@ -199,6 +203,31 @@ pub struct Repair {
     pub by: String,
     /// What was done, such as `12 objects added`.
     pub changes: String,
+}
+
+/// Others who change the table faster than one repair a second undoes it. Over when nobody has changed it for half a
+/// minute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meddling {
+    /// Since when.
+    pub since: u64,
+    /// The last foreign change, as of the last repair.
+    pub last: u64,
+    /// Who they are: the first few.
+    pub by: Vec<Meddler>,
+    /// How long, in milliseconds, the daemon waits at present from one repair to the next; at most 4000.
+    pub pause_ms: u32,
+}
+
+/// A process, or many of the same name, that changes the table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meddler {
+    /// Its name; `somebody` where the kernel did not tell.
+    pub process: String,
+    /// The last process id that did.
+    pub pid: Option<u32>,
+    /// How many changes of it were noticed.
+    pub changes: u64,
 }
 
 /// The present, in seconds since the Unix epoch; 0 on a machine whose clock is set before it.

@@ -194,6 +194,11 @@ impl Enforcement {
                     format!("an older policy stays in force, the file does not load: {}", one_line(&failure.message)),
                     "`portward check` says what is wrong",
                 ),
+                (Condition::Disputed, _, _) => Finding::problem(
+                    CHECK,
+                    "somebody keeps changing the table",
+                    "`portward status` says who; stop that, or have it leave table inet portward alone",
+                ),
                 (Condition::Trying, _, _) => Finding::note(
                     CHECK,
                     "a policy is on trial".to_owned(),
@@ -312,6 +317,7 @@ mod tests {
             kernel_error: failure(Condition::Failing),
             repairs: 0,
             last_repair: None,
+            meddling: None,
             dynamic: Report::default(),
         })
     }
@@ -357,7 +363,7 @@ mod tests {
         assert_eq!(daemon(Follower::None), [("daemon", Severity::Warning)]);
         assert_eq!(daemon(Follower::Unseen("not root".to_owned())), [("daemon", Severity::Note)]);
         assert_eq!(daemon(Follower::Broken("hangs".to_owned())), [("daemon", Severity::Problem)]);
-        for condition in [Condition::Keeping, Condition::Failing] {
+        for condition in [Condition::Keeping, Condition::Failing, Condition::Disputed] {
             assert_eq!(daemon(Follower::Runs(status(condition))), [("daemon", Severity::Problem)]);
         }
         let mut repaired = status(Condition::InStep);

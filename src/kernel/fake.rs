@@ -59,6 +59,16 @@ impl Kernel for FakeKernel {
         Ok(self.snapshot.generation)
     }
 
+    fn replace(&mut self, desired: Option<&Ruleset>) -> Result<(), Error> {
+        if !self.failures.is_empty() {
+            return Err(self.failures.remove(0));
+        }
+        let generation = next_generation(self.snapshot.generation);
+        self.snapshot = Snapshot { generation, table: desired.cloned(), foreign: Vec::new() };
+        self.commits += 1;
+        Ok(())
+    }
+
     fn generation(&mut self) -> Result<u32, Error> {
         Ok(self.snapshot.generation)
     }

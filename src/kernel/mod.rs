@@ -53,6 +53,13 @@ pub trait Kernel {
     /// a change; in both cases nothing was applied. After [`Error::Unclear`] the state must be dumped.
     fn commit(&mut self, changes: &[Change], generation: u32) -> Result<u32, Error>;
 
+    /// Deletes the table, whatever is in it and at whatever generation, and makes it anew unless `desired` is `None`, in one
+    /// transaction. For when others change the ruleset faster than it can be read; all counters are lost.
+    ///
+    /// # Errors
+    /// As for [`Kernel::commit`], but for [`Error::Changed`].
+    fn replace(&mut self, desired: Option<&Ruleset>) -> Result<(), Error>;
+
     /// The current generation of the ruleset.
     ///
     /// # Errors

@@ -21,6 +21,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 /// A nest's length is 16 bits wide. An element takes less than the room that is left below that.
 const NEST_LIMIT: usize = u16::MAX as usize - 1024;
 
+/// In place of a generation: the transaction is for whatever there is (`nf_tables_valid_genid`,
+/// net/netfilter/nf_tables_api.c). A table of portward's is there when the first change comes.
+pub(super) const ANY_GENERATION: u32 = 0;
+
 /// The messages of a transaction, and which change each of them belongs to.
 pub(super) struct Batch {
     /// To be sent by one system call.
@@ -48,6 +52,12 @@ pub(super) fn build(changes: &[Change], generation: u32, handles: &Handles, firs
     put_be32(&mut writer.bytes, NFNL_BATCH_GENID, generation);
     end_message(&mut writer.bytes, begin);
 
+    if generation == ANY_GENERATION {
+        // One that exists is fine, so that it can be deleted whether it existed or not.
+        let start = writer.begin(message::NEWTABLE, NLM_F_CREATE);
+        put_text(&mut writer.bytes, table::NAME, TABLE);
+        end_message(&mut writer.bytes, start);
+    }
     let mut first_of_change = Vec::with_capacity(changes.len());
     let mut last_start = 0;
     for change in changes {

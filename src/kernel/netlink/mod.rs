@@ -21,8 +21,8 @@ pub use neighbours::ForeignChain;
 pub use sockets::{Destroyed, Sockets};
 
 use super::{Error, Kernel, Snapshot, next_generation};
-use crate::ruleset::TABLE;
-use crate::ruleset::diff::Change;
+use crate::ruleset::diff::{Change, diff};
+use crate::ruleset::{Ruleset, TABLE};
 use batch::Handles;
 use conversation::{Conversation, Outcome, malformed_error};
 use dump::TableReader;
@@ -167,26 +167,10 @@ enum Answer {
     Interrupted,
 }
 
-impl Kernel for Netlink {
-    fn dump(&mut self) -> Result<Snapshot, Error> {
-        for attempt in 0..DUMP_ATTEMPTS {
-            if let Some(snapshot) = self.try_read()? {
-                return Ok(snapshot);
-            }
-            // Hash tables grow in the background, for some milliseconds after a load.
-            std::thread::sleep(Duration::from_millis(attempt));
-        }
-        Err(Error::Unclear {
-            doing: "reading the table".to_owned(),
-            reason: "others change the ruleset all the time".to_owned(),
-        })
-    }
-
-    fn commit(&mut self, changes: &[Change], generation: u32) -> Result<u32, Error> {
+impl Netlink {
+    /// Sends changes as one transaction, and reads the kernel's answer.
+    fn transact(&mut self, changes: &[Change], generation: u32) -> Result<(), Error> {
         const DOING: &str = "changing the ruleset";
-        if changes.is_empty() {
-            return if self.generation()? == generation { Ok(generation) } else { Err(Error::Changed) };
-        }
         let handles =
             if changes.iter().any(Change::needs_rule_handles) { self.rule_handles()? } else { Handles::default() };
         self.conversation.drain();
@@ -218,10 +202,7 @@ impl Kernel for Netlink {
             }
         });
         let Some((errno, change)) = failure else {
-            answer?;
-            // A transaction that turns out to change nothing leaves the generation as it was. Any other number than
-            // these two is somebody else's, whose change the next commit must not take for its own.
-            return Ok(if self.generation()? == generation { generation } else { next_generation(generation) });
+            return answer.map(drop);
         };
         self.conversation.drain();
         if errno == ERESTART {
@@ -233,6 +214,38 @@ impl Kernel for Netlink {
             errno @ Errno::EAFNOSUPPORT => Error::Unsupported { source: errno },
             source => Error::Refused { doing, source },
         })
+    }
+}
+
+impl Kernel for Netlink {
+    fn dump(&mut self) -> Result<Snapshot, Error> {
+        for attempt in 0..DUMP_ATTEMPTS {
+            if let Some(snapshot) = self.try_read()? {
+                return Ok(snapshot);
+            }
+            // Hash tables grow in the background, for some milliseconds after a load.
+            std::thread::sleep(Duration::from_millis(attempt));
+        }
+        Err(Error::Unclear {
+            doing: "reading the table".to_owned(),
+            reason: "others change the ruleset all the time".to_owned(),
+        })
+    }
+
+    fn commit(&mut self, changes: &[Change], generation: u32) -> Result<u32, Error> {
+        if changes.is_empty() {
+            return if self.generation()? == generation { Ok(generation) } else { Err(Error::Changed) };
+        }
+        self.transact(changes, generation)?;
+        // A transaction that turns out to change nothing leaves the generation as it was. Any other number than
+        // these two is somebody else's, whose change the next commit must not take for its own.
+        Ok(if self.generation()? == generation { generation } else { next_generation(generation) })
+    }
+
+    fn replace(&mut self, desired: Option<&Ruleset>) -> Result<(), Error> {
+        let mut changes = vec![Change::DeleteTable];
+        changes.extend(diff(None, desired));
+        self.transact(&changes, batch::ANY_GENERATION)
     }
 
     fn generation(&mut self) -> Result<u32, Error> {

@@ -77,6 +77,10 @@ impl Kernel for Timed {
         result
     }
 
+    fn replace(&mut self, desired: Option<&Ruleset>) -> Result<(), Error> {
+        self.kernel.replace(desired)
+    }
+
     fn generation(&mut self) -> Result<u32, Error> {
         self.kernel.generation()
     }
