@@ -12,6 +12,7 @@ mod confirm;
 mod diff;
 mod doctor;
 mod down;
+mod enforce;
 mod explain;
 mod flows;
 mod history;
@@ -20,6 +21,7 @@ mod init;
 mod input;
 mod listeners;
 mod man;
+mod observe_report;
 mod output;
 mod reload;
 mod revert;
@@ -64,6 +66,8 @@ Begin with `portward run --sandbox`, which is safe anywhere, or `portward check`
   portward doctor                                     what could keep it from being enforced?
   portward flows --denied                             does anything go on that it denies?
   portward try new.toml --timeout 60                  enforce another policy, and go back unless it is confirmed
+  portward observe-report                             what would enforcement have denied?
+  portward enforce                                    enforce what was observed, and go back unless it is confirmed
   portward rollback                                   go back to the policy from before
 
 Exit codes:
@@ -126,6 +130,8 @@ enum Command {
     Listeners(listeners::Listeners),
     Imq(imq::Imq),
     Try(try_policy::Try),
+    ObserveReport(observe_report::ObserveReport),
+    Enforce(enforce::Enforce),
     Confirm(confirm::Confirm),
     Revert(revert::Revert),
     History(history::History),
@@ -207,6 +213,8 @@ pub fn main() -> ExitCode {
         Command::Listeners(command) => command.run(&cli.options),
         Command::Imq(command) => command.run(&cli.options),
         Command::Try(command) => command.run(&cli.options),
+        Command::ObserveReport(command) => command.run(&cli.options),
+        Command::Enforce(command) => command.run(&cli.options),
         Command::Confirm(command) => command.run(),
         Command::Revert(command) => command.run(),
         Command::History(command) => command.run(),

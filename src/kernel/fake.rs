@@ -187,7 +187,8 @@ impl Transaction {
                         }
                     }
                     Statement::Record(_, record, set) => {
-                        if table.sets.get(set).ok_or(Errno::ENOENT)?.record() != Some(*record) {
+                        let set = table.sets.get(set).ok_or(Errno::ENOENT)?;
+                        if set.record() != Some(*record) {
                             return Err(Errno::EINVAL);
                         }
                     }

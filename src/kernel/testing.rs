@@ -201,15 +201,16 @@ fn rule(targets: Vec<Name>, sets: Vec<(Name, Set)>, maps: Vec<Name>) -> BoxedStr
         .boxed()
 }
 
-fn record(records: Vec<(Name, Record)>) -> BoxedStrategy<Option<Statement>> {
+fn record(records: Vec<(Name, Record)>) -> BoxedStrategy<Vec<Statement>> {
     if records.is_empty() {
-        return Just(None).boxed();
+        return Just(Vec::new()).boxed();
     }
     let record = (select(records), any::<bool>()).prop_map(|((name, record), source)| {
         let side = if source { AddressSide::Source } else { AddressSide::Destination };
-        Statement::Record(side, record, name)
+        let protocol = record.with_port.then_some(Statement::Protocol(Protocol::Udp));
+        protocol.into_iter().chain([Statement::Record(side, record, name)]).collect()
     });
-    proptest::option::of(record).boxed()
+    prop_oneof![Just(Vec::new()), record].boxed()
 }
 
 fn protocol() -> impl Strategy<Value = Protocol> {

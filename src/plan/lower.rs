@@ -226,17 +226,19 @@ impl Builder<'_, '_> {
     /// kernel knows of every packet but invalid ones; of other protocols the address.
     fn observing_rules(&mut self, hook: Hook) -> Vec<Rule> {
         let notes = |builder: &mut Self, with_port| {
-            [Family::Ipv4, Family::Ipv6]
-                .map(|family| {
-                    let set = observed_set(hook, Record { family, with_port });
-                    let record = Record { family, with_port };
-                    builder.ruleset.sets.insert(set.clone(), Set::Record(record));
-                    builder.ruleset.sizes.insert(set.clone(), MOST_OBSERVED);
-                    Rule::new([Statement::Record(peer_side(hook), record, set)])
-                })
-                .to_vec()
+            [Family::Ipv4, Family::Ipv6].map(|family| {
+                let record = Record { family, with_port };
+                let set = observed_set(hook, record);
+                builder.ruleset.sets.insert(set.clone(), Set::Record(record));
+                builder.ruleset.sizes.insert(set.clone(), MOST_OBSERVED);
+                Statement::Record(peer_side(hook), record, set)
+            })
         };
-        let mut with_port = notes(self, true);
+        let of_ports = notes(self, true);
+        let mut with_port = Vec::new();
+        for protocol in PROTOCOLS {
+            with_port.extend(of_ports.clone().map(|note| Rule::new([Statement::Protocol(protocol), note])));
+        }
         with_port.push(accept([]));
         let with_port = self.add_chain(&format!("observed_{hook}"), None, with_port);
         let to_ports = |protocol| {
@@ -244,7 +246,7 @@ impl Builder<'_, '_> {
             Rule::new([Statement::Protocol(protocol), verdict])
         };
         let mut rules = PROTOCOLS.map(to_ports).to_vec();
-        rules.append(&mut notes(self, false));
+        rules.extend(notes(self, false).map(|note| Rule::new([note])));
         rules.push(accept([]));
         rules
     }

@@ -28,7 +28,7 @@ pub use fail_safe::fail_safe;
 pub use find_host::{Candidate, HostError, find_host};
 pub use flows::{DynamicPorts, FlowJudge, FlowKind, FlowStart, Judgement, Pass, Way};
 pub use lower::{MOST_OBSERVED, observed_set};
-pub use observed::{Finding, ProposedAllow, Review, Sighting, in_ranges};
+pub use observed::{Finding, ProposedAllow, Review, Sighting};
 pub use open::{Part, open, opened};
 pub use peers::{Peers, Tunnel, short_network};
 

@@ -84,7 +84,7 @@ impl ProposedAllow {
             Direction::Ingress => (peers, host),
             Direction::Egress => (host, peers),
         };
-        let ports = words(&mut self.ports.iter().map(ToString::to_string));
+        let ports = words(&mut in_ranges(&self.ports).iter().map(ToString::to_string));
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = write!(text, "[[allow]]\nname = \"{}\"\nports = [{ports}]\nfrom = [{from}]\nto = [{to}]\n", self.name);
@@ -197,8 +197,8 @@ fn network(address: IpAddr) -> IpNet {
     network.map_or(IpNet::from(address), |network| network.trunc())
 }
 
-/// Ports that follow each other as ranges, for people.
-pub fn in_ranges(ports: &[Ports]) -> Vec<Ports> {
+/// Ports that follow each other as ranges.
+fn in_ranges(ports: &[Ports]) -> Vec<Ports> {
     let mut ranges: Vec<Ports> = Vec::new();
     for port in ports {
         match (ranges.last_mut(), port) {
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(
             texts,
             [
-                "[[allow]]\nname = \"observed-2\"\nports = [\"9998/tcp\", \"9999/tcp\"]\nfrom = [\"203.0.113.6\"]\n\
+                "[[allow]]\nname = \"observed-2\"\nports = [\"9998-9999/tcp\"]\nfrom = [\"203.0.113.6\"]\n\
                  to = [\"console\"]\n",
                 "[[allow]]\nname = \"observed-3\"\nports = [\"4444/tcp\"]\nfrom = [\"console\"]\nto = [\"203.0.113.7\"]\n",
             ]

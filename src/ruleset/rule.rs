@@ -48,7 +48,7 @@ pub enum Statement {
     /// `ip saddr @set` or `ip6 daddr @set`: family and membership.
     InSet(AddressSide, Family, Name),
     /// `add @set { ip saddr . meta l4proto . ct original proto-dst }`: family, and a note of the packet in a set. Without room in
-    /// the set the rule ends. Protocol and port only after [`Statement::Protocol`], or in a chain that such rules lead to.
+    /// the set the rule ends. With a port only after [`Statement::Protocol`].
     Record(AddressSide, Record, Name),
     /// `limit rate 10/second burst 20 packets`: the rule goes on at most this often.
     Limit {
