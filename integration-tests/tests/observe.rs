@@ -163,6 +163,11 @@ fn what_was_let_pass_is_reported_admitted_and_enforced() -> Result<()> {
     let ports: Vec<_> = left["denied"].as_array().into_iter().flatten().map(|one| &one["port"]).collect();
     assert!(ports.iter().all(|port| port.is_null()) && !ports.is_empty(), "{left}");
 
+    let before = scene.report_json(1)?["denied"].clone();
+    let unconfirmed = scene.ask(&["enforce", "--timeout", "1"])?;
+    assert_eq!(unconfirmed.code, 1, "{}{}", unconfirmed.stdout, unconfirmed.stderr);
+    assert_eq!(scene.report_json(1)?["denied"], before, "a trial that is taken back loses no notes");
+
     thread::scope(|scope| -> Result<()> {
         let trial = scope.spawn(|| scene.ask(&["enforce", "--timeout", "600"]));
         let deadline = Instant::now() + PATIENCE;

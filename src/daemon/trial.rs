@@ -14,6 +14,7 @@ use super::tighten::Counts;
 use super::{Cause, Daemon, Desired, Reloaded, service};
 use crate::describe;
 use crate::kernel::Kernel;
+use crate::ruleset::{Name, Ruleset, Set};
 use crate::state::Pending;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +30,21 @@ pub(super) struct Trial {
     told: status::Trial,
     /// Whether it may deny what was allowed before.
     may_tighten: bool,
+    /// What an observing policy has noted, in sets that the tried one has no use for: they stay for the way back.
+    carried: Vec<Name>,
+}
+
+/// Puts the sets of notes that only the one ruleset has into the other; says which.
+fn carry_notes(from: &Ruleset, to: &mut Ruleset) -> Vec<Name> {
+    let is_carried = |(name, set): &(&Name, &Set)| {
+        set.record().is_some() && !to.sets.contains_key(*name) && !to.maps.contains_key(*name)
+    };
+    let carried: Vec<_> = from.sets.iter().filter(is_carried).map(|(name, set)| (name.clone(), set.clone())).collect();
+    for (name, set) in &carried {
+        to.sets.insert(name.clone(), set.clone());
+        to.sizes.extend(from.sizes.get(name).map(|size| (name.clone(), *size)));
+    }
+    carried.into_iter().map(|(name, _)| name).collect()
 }
 
 /// An answer, and the counts that belong into it; an error has none.
@@ -98,8 +114,9 @@ impl<K: Kernel> Daemon<K> {
             }
         }
 
-        let desired = Desired { source: Source::Trial, ..desired };
+        let mut desired = Desired { source: Source::Trial, ..desired };
         let Some(previous) = self.desired.take() else { return Err("nothing to go back to".to_owned()) };
+        let carried = carry_notes(&previous.ruleset, &mut desired.ruleset);
         let told = status::Trial {
             policy: label,
             user: asker.user.clone(),
@@ -109,7 +126,7 @@ impl<K: Kernel> Daemon<K> {
         };
         let end = Instant::now() + Duration::from_secs(u64::from(timeout));
         self.tightening.stop();
-        self.trial = Some(Trial { texts, previous, end, told, may_tighten: false });
+        self.trial = Some(Trial { texts, previous, end, told, may_tighten: false, carried });
         self.want(desired);
         service::reloading();
         let result = self.bring_into_step("a policy is tried");
@@ -169,6 +186,14 @@ impl<K: Kernel> Daemon<K> {
         self.seen = Some(trial.texts);
         if let Some(desired) = &mut self.desired {
             desired.source = Source::File;
+            for name in &trial.carried {
+                desired.ruleset.sets.remove(name);
+                desired.ruleset.sizes.remove(name);
+            }
+        }
+        if !trial.carried.is_empty() {
+            // An error is in the log and in the status.
+            let _ = self.bring_into_step("a try was confirmed");
         }
         self.status.send_modify(|status| {
             status.policy_error = None;
