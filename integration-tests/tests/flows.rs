@@ -9,7 +9,7 @@ use portward::kernel::conntrack::{Flow, FlowKey};
 use portward::plan::{DynamicPorts, LocalScope, OpenPort, OpenPorts, Plan};
 use portward::policy::{Catalogue, Policy};
 use portward::ruleset::Protocol;
-use portward_integration_tests::portward::{Answer, apply, portward, text};
+use portward_integration_tests::portward::{Answer, Daemon, apply, portward, text};
 use portward_integration_tests::{Host, HostSpec, Lab};
 use serde_json::Value;
 use std::fs;
@@ -64,6 +64,12 @@ impl Scene {
         let path = self.policy(keys, users)?;
         apply(self.console(), &path, "console")?;
         Ok(path)
+    }
+
+    /// Asks the daemon whose folder is this scene's.
+    fn ask(&self, arguments: &[&str]) -> Result<Answer> {
+        let socket = self.folder.path().join("control.sock");
+        portward(self.console(), &[arguments, &["--control-socket", text(&socket)?]].concat())
     }
 
     fn flows(&self, arguments: &[&str]) -> Result<Answer> {
@@ -393,7 +399,7 @@ fn a_connection_that_is_older_than_the_tracking_counts_as_the_peers() -> Result<
     let plan = Plan::new(&loaded.policy, Catalogue::embedded(), &loaded.policy.hosts["console"]);
     let open = OpenPorts::new();
     let judge = plan.flow_judge(DynamicPorts::Open(&open), console.addresses());
-    let counts = console.run(|| cut_denied(&judge))?;
+    let counts = console.run(|| cut_denied(&judge, || true))?;
     assert_eq!(counts.to_string(), "1 established flow denied, 1 cut: 1 from 192.0.2.10 on 443/tcp");
     assert!(!connection.server_reaches()? && !connection.client_reaches()?);
     Ok(())
@@ -419,4 +425,81 @@ fn very_many_flows_are_listed_in_short() -> Result<()> {
     let answer = scene.flows(&["--denied", "--all"])?;
     assert!(answer.stdout.contains("10199/udp") && !answer.stdout.contains("more"), "{}", answer.stdout);
     Ok(())
+}
+
+/// A daemon whose answers are JSON.
+struct Asked<'s> {
+    scene: &'s Scene,
+    daemon: Daemon,
+}
+
+impl<'s> Asked<'s> {
+    fn start(scene: &'s Scene) -> Result<Self> {
+        let path = scene.policy("", &everybody())?;
+        Ok(Self { scene, daemon: Daemon::start(scene.console(), &path, "console", scene.folder.path())? })
+    }
+
+    /// What a reload of this policy tells of established flows.
+    fn reload(&self, keys: &str, users: &[&str]) -> Result<Value> {
+        self.scene.policy(keys, users)?;
+        let answer = self.scene.ask(&["reload", "--json"])?;
+        let value: Value = serde_json::from_str(&answer.stdout)?;
+        assert_eq!(value["reloaded"], true, "{value}");
+        Ok(value["flows"].clone())
+    }
+}
+
+#[test]
+fn a_reload_counts_what_it_denies_and_cuts_it_where_the_policy_says_so() -> Result<()> {
+    let scene = Scene::new()?;
+    let asked = Asked::start(&scene)?;
+    let mut connection = Connection::open(scene.friend(), scene.console(), scene.console().ipv4(), 443)?;
+
+    let more: Vec<_> = everybody().into_iter().chain(["192.0.2.99"]).collect();
+    assert_eq!(asked.reload("", &more)?, Value::Null, "what only lets more pass is not worth a look");
+    assert_eq!(asked.reload("mode = \"observe\"", &OTHER)?, Value::Null, "nothing is denied");
+    assert_eq!(asked.reload("", &everybody())?["denied"], 0);
+
+    let flows = asked.reload("", &OTHER)?;
+    assert_eq!((&flows["denied"], &flows["cut"]), (&1.into(), &0.into()), "{flows}");
+    assert_eq!(flows["groups"][0]["peer"], FRIEND[0]);
+    let log = asked.daemon.log();
+    let line = "under the new policy: 1 established flow denied: 1 from 192.0.2.10 on 443/tcp";
+    assert!(log.contains(line), "{log}");
+    assert!(connection.client_reaches()?, "it goes on");
+
+    assert_eq!(asked.reload("", &everybody())?, Value::Null);
+    scene.policy("on-tighten = \"cut\"", &OTHER)?;
+    let answer = scene.ask(&["reload"])?;
+    assert!(
+        answer.stderr.contains("1 established flow denied, 1 cut: 1 from 192.0.2.10 on 443/tcp"),
+        "{}",
+        answer.stderr
+    );
+    assert!(!connection.client_reaches()?, "it was cut");
+    Ok(())
+}
+
+#[test]
+fn a_trial_cuts_nothing_before_it_is_confirmed() -> Result<()> {
+    let scene = Scene::new()?;
+    let _asked = Asked::start(&scene)?;
+    let mut connection = Connection::open(scene.friend(), scene.console(), scene.console().ipv4(), 443)?;
+    let new = scene.folder.path().join("new.toml");
+    fs::write(&new, policy_text("on-tighten = \"cut\"", &OTHER))?;
+    thread::scope(|scope| -> Result<()> {
+        let trial = scope.spawn(|| scene.ask(&["try", text(&new)?]));
+        let is_tried = || Ok::<_, anyhow::Error>(scene.ask(&["status", "--json"])?.stdout.contains("\"trying\""));
+        let deadline = Instant::now() + PATIENCE;
+        while !is_tried()? {
+            assert!(Instant::now() < deadline && !trial.is_finished(), "no trial");
+        }
+        assert!(connection.client_reaches()?, "a trial cut something");
+        let confirmed = scene.ask(&["confirm", "--json"])?;
+        let value: Value = serde_json::from_str(&confirmed.stdout)?;
+        assert_eq!((&value["confirmed"], &value["flows"]["cut"]), (&true.into(), &1.into()), "{value}");
+        assert!(!connection.client_reaches()?, "it was not cut");
+        assert_eq!(trial.join().expect("the trial's thread")?.code, 0);
+        Ok(())
+    })
 }

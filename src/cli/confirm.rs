@@ -1,5 +1,6 @@
 //! `portward confirm`.
 
+use super::flows::note_denied;
 use super::output::{Answer, Code};
 use super::{Error, other_answer, status};
 use crate::daemon::protocol::{Reply, Request};
@@ -41,8 +42,8 @@ impl Confirm {
             history.iter().flat_map(|entry| &entry.applied).any(|kept| kept.policy.as_bytes() == content)
         };
         let replaced = replace_policy(&daemon.policy, &pending.policy, is_kept)?;
-        match ask(&self.control_socket, &Request::Confirm)? {
-            Reply::Confirmed {} => {}
+        let flows = match ask(&self.control_socket, &Request::Confirm)? {
+            Reply::Confirmed { flows } => flows,
             // The file is what counts: the daemon follows it, and says in its status how that went.
             Reply::Error(message) => {
                 return Err(Error::Refused(format!(
@@ -52,11 +53,13 @@ impl Confirm {
                 )));
             }
             _ => return Err(other_answer()),
-        }
+        };
         if self.json {
-            let value = json!({ "confirmed": true, "policy": daemon.policy, "backup": replaced.backup });
+            let value =
+                json!({ "confirmed": true, "policy": daemon.policy, "backup": replaced.backup, "flows": flows });
             return Answer::json(&value, Code::Fine);
         }
+        note_denied(flows.as_ref());
         let mut text = format!("confirmed: {} holds {} now\n", daemon.policy.display(), pending.label);
         if let Some(backup) = replaced.backup {
             text.push_str(&format!("what was in the file is in {}\n", backup.display()));

@@ -155,5 +155,6 @@ fn elements(set: &Set) -> Vec<String> {
         Set::Ipv6Addresses(addresses) => addresses.iter().map(ToString::to_string).collect(),
         Set::Ipv4Ranges(ranges) => ranges.iter().map(ToString::to_string).collect(),
         Set::Ipv6Ranges(ranges) => ranges.iter().map(ToString::to_string).collect(),
+        Set::Record(_) => Vec::new(),
     }
 }

@@ -258,8 +258,12 @@ impl Report {
     fn denied_summary(&self, is_shortened: bool) -> Vec<([String; 4], Style)> {
         let shown = if is_shortened { GROUPS_SHOWN } else { 0 };
         let lines = self.denied.groups.iter().filter(|group| group.flows > 1).take(shown).map(|group| {
-            let cells =
-                [format!("  {}", group.flows), group.direction.to_owned(), group.peer.to_string(), group.port.clone()];
+            let cells = [
+                format!("  {}", group.flows),
+                way_name(group.direction).to_owned(),
+                group.peer.to_string(),
+                group.port.clone(),
+            ];
             (cells, Style::new())
         });
         lines.collect()
@@ -280,6 +284,13 @@ impl Report {
         let line = |((way, pass), flows): (&(Way, String), &u64)| json!({ "direction": way_name(*way), "allowed_by": pass, "flows": flows });
         self.passing.iter().map(line).collect()
     }
+}
+
+/// Tells of the established flows that a policy denies which has just been applied.
+pub(super) fn note_denied(flows: Option<&DeniedFlows>) {
+    let Some(flows) = flows.filter(|flows| flows.denied > 0) else { return };
+    let goes_on = if flows.cut < flows.denied { "; `portward flows --denied` lists what goes on" } else { "" };
+    note(&format!("{flows}{goes_on}"));
 }
 
 fn count_flows(number: u64) -> String {

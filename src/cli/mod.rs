@@ -12,6 +12,7 @@ mod confirm;
 mod diff;
 mod doctor;
 mod down;
+mod enforce;
 mod explain;
 mod flows;
 mod history;
@@ -20,6 +21,7 @@ mod init;
 mod input;
 mod listeners;
 mod man;
+mod observe_report;
 mod output;
 mod reload;
 mod revert;
@@ -67,6 +69,8 @@ Begin with `portward run --sandbox`, which is safe anywhere, or `portward check`
   portward flows --denied                             does anything go on that it denies?
   portward try new.toml --timeout 60                  try another policy for a minute
   portward confirm                                    keep it
+  portward observe-report                             what would enforcement have denied?
+  portward enforce                                    enforce what was observed, and go back unless it is confirmed
   portward rollback                                   go back to the policy from before
 
 Exit codes:
@@ -129,6 +133,8 @@ enum Command {
     Listeners(listeners::Listeners),
     Imq(imq::Imq),
     Try(try_policy::Try),
+    ObserveReport(observe_report::ObserveReport),
+    Enforce(enforce::Enforce),
     Confirm(confirm::Confirm),
     Revert(revert::Revert),
     History(history::History),
@@ -238,6 +244,8 @@ pub fn main() -> ExitCode {
         Command::Listeners(command) => command.run(&cli.options),
         Command::Imq(command) => command.run(&cli.options),
         Command::Try(command) => command.run(&cli.options),
+        Command::ObserveReport(command) => command.run(&cli.options),
+        Command::Enforce(command) => command.run(&cli.options),
         Command::Confirm(command) => command.run(),
         Command::Revert(command) => command.run(),
         Command::History(command) => command.run(),

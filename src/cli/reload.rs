@@ -1,5 +1,6 @@
 //! `portward reload`.
 
+use super::flows::note_denied;
 use super::input::session_hint;
 use super::output::{Answer, Code};
 use super::{Error, other_answer};
@@ -36,13 +37,16 @@ impl Reload {
     pub(super) fn run(&self) -> Result<Answer, Error> {
         let request = Request::Reload { force: self.force, session: session_hint(), cause: None };
         match ask(&self.control_socket, &request)? {
-            Reply::Reloaded { changes } if self.json => {
-                Answer::json(&json!({ "reloaded": true, "changes": changes }), Code::Fine)
+            Reply::Reloaded { changes, flows } if self.json => {
+                Answer::json(&json!({ "reloaded": true, "changes": changes, "flows": flows }), Code::Fine)
             }
             Reply::Error(error) if self.json => {
                 Answer::json(&json!({ "reloaded": false, "error": error }), Code::Error)
             }
-            Reply::Reloaded { changes } => Ok(Answer::fine(format!("reloaded; changed in the kernel: {changes}\n"))),
+            Reply::Reloaded { changes, flows } => {
+                note_denied(flows.as_ref());
+                Ok(Answer::fine(format!("reloaded; changed in the kernel: {changes}\n")))
+            }
             Reply::Error(message) => Err(Error::Refused(message)),
             _ => Err(other_answer()),
         }

@@ -1,5 +1,6 @@
 //! `portward revert`.
 
+use super::flows::note_denied;
 use super::output::{Answer, Code};
 use super::{Error, other_answer};
 use crate::daemon::protocol::{Reply, Request};
@@ -28,13 +29,16 @@ pub(super) struct Revert {
 impl Revert {
     pub(super) fn run(&self) -> Result<Answer, Error> {
         match ask(&self.control_socket, &Request::Revert)? {
-            Reply::Reverted { changes } if self.json => {
-                Answer::json(&json!({ "reverted": true, "changes": changes }), Code::Fine)
+            Reply::Reverted { changes, flows } if self.json => {
+                Answer::json(&json!({ "reverted": true, "changes": changes, "flows": flows }), Code::Fine)
             }
             Reply::Error(error) if self.json => {
                 Answer::json(&json!({ "reverted": false, "error": error }), Code::Error)
             }
-            Reply::Reverted { changes } => Ok(Answer::fine(format!("taken back; changed in the kernel: {changes}\n"))),
+            Reply::Reverted { changes, flows } => {
+                note_denied(flows.as_ref());
+                Ok(Answer::fine(format!("taken back; changed in the kernel: {changes}\n")))
+            }
             Reply::Error(message) => Err(Error::Refused(message)),
             _ => Err(other_answer()),
         }

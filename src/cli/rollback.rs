@@ -1,5 +1,6 @@
 //! `portward rollback`.
 
+use super::flows::note_denied;
 use super::history::take;
 use super::input::{identity, session_hint};
 use super::output::{Answer, Code, note, warn};
@@ -139,7 +140,10 @@ impl Rollback {
     fn reload(&self, cause: &str) -> Result<String, Error> {
         let request = Request::Reload { force: self.force, session: session_hint(), cause: Some(cause.to_owned()) };
         match ask(&self.control_socket, &request)? {
-            Reply::Reloaded { changes } => Ok(changes),
+            Reply::Reloaded { changes, flows } => {
+                note_denied(flows.as_ref().filter(|_| !self.json));
+                Ok(changes)
+            }
             Reply::Error(message) => Err(Error::Refused(message)),
             _ => Err(other_answer()),
         }

@@ -33,24 +33,24 @@ use tokio::time::interval;
 pub(super) struct Try {
     /// The policy to try
     #[arg(value_name = "FILE")]
-    file: PathBuf,
+    pub(super) file: PathBuf,
 
     /// After how many seconds to go back
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     #[arg(value_parser = clap::value_parser!(u32).range(i64::from(*TRIAL_SECONDS.start())..=i64::from(*TRIAL_SECONDS.end())))]
-    timeout: u32,
+    pub(super) timeout: u32,
 
     /// Try it even where that cuts your own SSH session, or locks the administrators out
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
 
     /// The daemon's control socket
     #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
-    control_socket: PathBuf,
+    pub(super) control_socket: PathBuf,
 
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// How often the daemon is asked whether the trial is over.
@@ -72,9 +72,13 @@ impl From<LastTrial> for End {
 
 impl Try {
     pub(super) fn run(&self, options: &Options) -> Result<Answer, Error> {
+        self.attempt(&read_source(&self.file)?, &self.file.display().to_string(), options)
+    }
+
+    /// Tries a text that came from the file, under a name for people.
+    pub(super) fn attempt(&self, policy: &str, label: &str, options: &Options) -> Result<Answer, Error> {
         let daemon = status::of_daemon(&self.control_socket)?;
-        let policy = read_source(&self.file)?;
-        self.show_changes(&policy, options, &daemon)?;
+        self.show_changes(policy, options, &daemon)?;
 
         // Signals are caught before there is anything to take back.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -86,7 +90,7 @@ impl Try {
             let [interrupt, terminate, hangup] = &mut signals[..] else {
                 return Err(failed(io::ErrorKind::Other.into()));
             };
-            let since = self.begin(&policy)?;
+            let since = self.begin(policy, label)?;
             let mut poll = interval(POLL);
             let mut last_heard = Instant::now();
             loop {
@@ -133,11 +137,11 @@ impl Try {
     }
 
     /// Has the daemon apply the policy; says when that was.
-    fn begin(&self, policy: &str) -> Result<u64, Error> {
+    fn begin(&self, policy: &str, label: &str) -> Result<u64, Error> {
         let request = Request::Try {
             length: policy.len() as u64,
             timeout: self.timeout,
-            label: self.file.display().to_string(),
+            label: label.to_owned(),
             force: self.force,
             session: session_hint(),
         };

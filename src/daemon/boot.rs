@@ -208,7 +208,7 @@ impl<K: Kernel> Daemon<K> {
         let ruleset = site.plan(host).ruleset();
         let services = site.watched(host);
         let (source, keepsake) = (Source::LastGood, None);
-        Ok(Desired { ruleset, services, site: Some(site), enforced: Some(enforced), source, keepsake })
+        Ok(Desired { ruleset, services, site: Some(Arc::new(site)), enforced: Some(enforced), source, keepsake })
     }
 
     /// Who may log in: as it was kept, else as the newest applied policy that is whole says.

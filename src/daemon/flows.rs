@@ -8,7 +8,7 @@ use crate::kernel::{Conntrack, Destroyed, Error, Sockets};
 use crate::plan::{FlowJudge, FlowKind, FlowStart, Judgement, LocalScope, OpenPort, Way};
 use crate::policy::Ports;
 use crate::ruleset::Protocol;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -26,7 +26,7 @@ const ICMP: (u8, u8) = (1, 8);
 const ICMPV6: (u8, u8) = (58, 128);
 
 /// Flows that the plan denies.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeniedFlows {
     /// How many there are.
     pub denied: u64,
@@ -44,10 +44,10 @@ pub struct DeniedFlows {
 }
 
 /// Denied flows of one peer and port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeniedGroup {
-    /// `in`, `out` or `through`.
-    pub direction: &'static str,
+    /// Which way they began.
+    pub direction: Way,
     /// The address at the other end.
     pub peer: IpAddr,
     /// The port, such as `514/udp`; `protocol 50` where there is none.
@@ -67,7 +67,7 @@ impl Display for DeniedFlows {
             self.groups.iter().take(GROUPS_NAMED).enumerate()
         {
             let separator = if index == 0 { ": " } else { ", " };
-            let verb = if *direction == "out" { "to" } else { "from" };
+            let verb = if *direction == Way::Out { "to" } else { "from" };
             write!(f, "{separator}{count} {verb} {peer} on {port}")?;
         }
         let named: u64 = self.groups.iter().take(GROUPS_NAMED).map(|group| group.flows).sum();
@@ -78,14 +78,17 @@ impl Display for DeniedFlows {
     }
 }
 
-/// Counts what the judge's plan denies, in the network namespace of the calling thread.
+/// Counts what the judge's plan denies, in the network namespace of the calling thread, as long as `goes_on` says so.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn count_denied(judge: &FlowJudge<'_>) -> Result<DeniedFlows, Error> {
+pub fn count_denied(judge: &FlowJudge<'_>, goes_on: impl Fn() -> bool) -> Result<DeniedFlows, Error> {
     let mut tally = Tally::default();
     let mut reader = FlowReader::open(judge)?;
     Conntrack::open()?.flows(|flow| {
+        if !goes_on() {
+            return Ok(());
+        }
         let seen = reader.judge(flow)?;
         if seen.judgement.pass.is_none() {
             tally.add(flow, &seen.judgement);
@@ -96,12 +99,12 @@ pub fn count_denied(judge: &FlowJudge<'_>) -> Result<DeniedFlows, Error> {
 }
 
 /// Ends what the judge's plan denies, in the network namespace of the calling thread: with the policy's `on-tighten =
-/// "cut"`. Where the policy only observes, flows are counted and go on.
+/// "cut"`. Where the policy only observes, flows are counted and go on. Nothing is ended once `goes_on` says no.
 ///
 /// # Errors
 /// When the kernel cannot be asked. Some flows may be ended by then.
-pub fn cut_denied(judge: &FlowJudge<'_>) -> Result<DeniedFlows, Error> {
-    cut_where(judge, |_| true)
+pub fn cut_denied(judge: &FlowJudge<'_>, goes_on: impl Fn() -> bool) -> Result<DeniedFlows, Error> {
+    cut_where(judge, |_| goes_on())
 }
 
 /// Ends flows to dynamic ports that have closed, unless the judge's plan still allows them by something else: with
@@ -328,7 +331,7 @@ impl Tally {
     /// The counts.
     pub fn finish(mut self) -> DeniedFlows {
         let groups = self.groups.into_iter().map(|((way, peer, protocol, port), flows)| DeniedGroup {
-            direction: way_name(way),
+            direction: way,
             peer,
             port: port_name(port, protocol),
             flows,

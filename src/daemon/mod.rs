@@ -24,6 +24,7 @@ pub mod sandbox;
 mod service;
 pub mod session;
 pub mod status;
+mod tighten;
 mod trial;
 mod watch;
 
@@ -50,6 +51,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
+use tighten::{Counts, Tightening};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as channel};
@@ -201,7 +203,7 @@ struct Desired {
     /// The services with dynamic ports that the host exposes.
     services: Vec<trackers::Watched>,
     /// Where it comes from; `None`: from the table that an earlier daemon left.
-    site: Option<Site>,
+    site: Option<Arc<Site>>,
     /// `None`: the table that an earlier daemon left.
     enforced: Option<Enforced>,
     source: Source,
@@ -209,11 +211,26 @@ struct Desired {
     keepsake: Option<Keepsake>,
 }
 
+/// What a reload has led to.
+struct Reloaded {
+    /// What changed in the kernel, in a few words.
+    changes: String,
+    /// The established flows that are denied now, where there may be any.
+    counts: Option<Counts>,
+}
+
+impl Reloaded {
+    fn nothing() -> Self {
+        Self { changes: "nothing".to_owned(), counts: None }
+    }
+}
+
 struct Daemon<K> {
     config: Config,
     store: Store,
     reconciler: Reconciler<K>,
     dynamic: Dynamic,
+    tightening: Tightening,
     desired: Option<Desired>,
     /// What is on trial, and how to go back.
     trial: Option<Trial>,
@@ -258,6 +275,7 @@ impl<K: Kernel> Daemon<K> {
             config,
             reconciler: Reconciler::new(kernel),
             dynamic,
+            tightening: Tightening::default(),
             desired: None,
             trial: None,
             seen: None,
@@ -333,6 +351,8 @@ impl<K: Kernel> Daemon<K> {
         let news = self.dynamic.take();
         if !news.changes.is_empty() {
             self.open_dynamic_ports();
+            // A look at the flows that knows nothing of a new port must not end what uses it.
+            self.tightening.stop();
             if let Some(desired) = &self.desired {
                 // First the kernel, then whoever wants to know.
                 let result = self.reconciler.apply_part(&desired.ruleset);
@@ -340,9 +360,17 @@ impl<K: Kernel> Daemon<K> {
                 self.conclude("listeners have changed", &result);
                 self.cut(&news.changes);
             }
+            self.look_at_flows(false);
         }
         self.dynamic.log(&news);
         self.status.send_modify(|status| status.dynamic = self.dynamic.report().clone());
+    }
+
+    /// What is desired is in force, and may deny more than what was before: looks which established flows are denied now.
+    /// What is only on trial ends none.
+    fn look_at_flows(&mut self, may_tighten: bool) -> Option<Counts> {
+        let desired = self.desired.as_ref().filter(|_| self.trial.is_none())?;
+        self.tightening.applied(desired, self.dynamic.open(), may_tighten)
     }
 
     /// Ends the connections of ports that have closed, where the policy wants that.
@@ -414,14 +442,15 @@ impl<K: Kernel> Daemon<K> {
     }
 
     /// Reads the policy and applies it; says what changed in the kernel, or what is wrong.
-    fn reload(&mut self, cause: Cause, asker: &Asker) -> Result<String, String> {
+    fn reload(&mut self, cause: Cause, asker: &Asker) -> Result<Reloaded, String> {
         if self.trial.is_some() {
             return self.wait_for_trial(cause);
         }
         let result = match self.load(cause, asker) {
-            Ok(None) => return Ok("nothing".to_owned()),
+            Ok(None) => return Ok(Reloaded::nothing()),
             Ok(Some(desired)) => {
                 service::reloading();
+                self.tightening.stop();
                 self.want(desired);
                 self.bring_into_step(cause.words()).map_err(|error| describe(&error))
             }
@@ -440,7 +469,8 @@ impl<K: Kernel> Daemon<K> {
         service::ready(&self.summary());
         result.map(|outcome| {
             info!(generation = outcome.generation, "{}: {}", cause.words(), outcome.changes);
-            outcome.changes
+            let counts = self.look_at_flows(outcome.may_tighten);
+            Reloaded { changes: outcome.changes, counts }
         })
     }
 
@@ -489,7 +519,7 @@ impl<K: Kernel> Daemon<K> {
         Ok(Desired {
             ruleset,
             services,
-            site: Some(site),
+            site: Some(Arc::new(site)),
             enforced: Some(enforced),
             source: Source::File,
             keepsake: Some(keepsake),
@@ -500,7 +530,7 @@ impl<K: Kernel> Daemon<K> {
     fn bring_into_step(&mut self, cause: &str) -> Result<Outcome, reconcile::Error> {
         let Some(desired) = &self.desired else {
             let generation = self.reconciler.snapshot()?.generation;
-            return Ok(Outcome { changes: "nothing".to_owned(), count: 0, generation, foreign: Vec::new() });
+            return Ok(Outcome::nothing(generation));
         };
         let ruleset = &desired.ruleset;
         // Nobody listens while the daemon itself changes the table: the kernel need not tell it what it knows.
@@ -534,7 +564,7 @@ impl<K: Kernel> Daemon<K> {
         if !second.as_ref().is_ok_and(Outcome::is_nothing) {
             self.conclude(REPAIR, &second);
         }
-        second.map(|_| outcome)
+        second.map(|second| Outcome { may_tighten: outcome.may_tighten || second.may_tighten, ..outcome })
     }
 
     /// Puts what the kernel said into the status, and into the log what it means for others' changes.

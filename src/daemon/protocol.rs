@@ -2,6 +2,7 @@
 //! request as it is, byte for byte: no path that the daemon would have to reach, and no file that could be another one
 //! by then. See docs/json.md.
 
+use super::flows::DeniedFlows;
 use super::status::Status;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -74,6 +75,10 @@ pub enum Reply {
     Reloaded {
         /// Such as `3 elements added`, or `nothing`.
         changes: String,
+        /// The established flows that the policy denies; `None`: it cannot deny more than the one before, or enforces
+        /// nothing, or counting them takes too long.
+        #[serde(default)]
+        flows: Option<DeniedFlows>,
     },
     /// To [`Request::Try`]: the policy is applied for the time being.
     Trying {
@@ -85,14 +90,31 @@ pub enum Reply {
         warnings: Vec<String>,
     },
     /// To [`Request::Confirm`]: what was on trial stays.
-    Confirmed {},
+    Confirmed {
+        /// As for a reload.
+        #[serde(default)]
+        flows: Option<DeniedFlows>,
+    },
     /// To [`Request::Revert`]: what was on trial is gone.
     Reverted {
         /// What changed in the kernel.
         changes: String,
+        /// As for a reload.
+        #[serde(default)]
+        flows: Option<DeniedFlows>,
     },
     /// The request was not understood or not carried out, and why.
     Error(String),
+}
+
+impl Reply {
+    /// The same with these counts, where it has a place for them.
+    pub fn with_flows(mut self, counts: Option<DeniedFlows>) -> Self {
+        if let Self::Reloaded { flows, .. } | Self::Confirmed { flows } | Self::Reverted { flows, .. } = &mut self {
+            *flows = counts;
+        }
+        self
+    }
 }
 
 /// Reads one request.

@@ -33,6 +33,8 @@ pub struct Outcome {
     pub changes: String,
     /// How many changes there were.
     pub count: usize,
+    /// Whether packets that passed before may be denied now.
+    pub may_tighten: bool,
     /// The ruleset generation at which the kernel holds the desired state.
     pub generation: u32,
     /// What foreign hands had put into the table beyond what portward can express, in words; it is gone.
@@ -40,6 +42,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Nothing had to be changed.
+    pub fn nothing(generation: u32) -> Self {
+        Self { changes: summary(&[]), count: 0, may_tighten: false, generation, foreign: Vec::new() }
+    }
+
     /// Whether the kernel already held the desired state.
     pub fn is_nothing(&self) -> bool {
         self.count == 0
@@ -185,7 +192,8 @@ impl<K: Kernel> Reconciler<K> {
         if !changes.is_empty() {
             self.remember_own(generation);
         }
-        Some(Outcome { changes: summary(&changes), count: changes.len(), generation, foreign: Vec::new() })
+        let may_tighten = changes.iter().any(Change::may_tighten);
+        Some(Outcome { changes: summary(&changes), count: changes.len(), may_tighten, generation, foreign: Vec::new() })
     }
 
     fn set(&mut self, desired: Option<&Ruleset>) -> Result<Outcome, Error> {
@@ -197,7 +205,7 @@ impl<K: Kernel> Reconciler<K> {
                 let generation = self.kernel.generation()?;
                 self.remember_own(generation);
                 let changes = "the whole table, because others do not rest".to_owned();
-                Ok(Outcome { changes, count: 1, generation, foreign: Vec::new() })
+                Ok(Outcome { changes, count: 1, may_tighten: true, generation, foreign: Vec::new() })
             }
             result => result,
         }
@@ -214,7 +222,7 @@ impl<K: Kernel> Reconciler<K> {
             if changes.is_empty() {
                 self.in_step = true;
                 let generation = self.committed.insert(snapshot).generation;
-                return Ok(Outcome { changes: summary(&changes), count: 0, generation, foreign: Vec::new() });
+                return Ok(Outcome::nothing(generation));
             }
             // From here to the kernel's word the committed state is unknown, and stays so if that word is an error.
             let error = match self.kernel.commit(&changes, snapshot.generation) {
@@ -225,6 +233,7 @@ impl<K: Kernel> Reconciler<K> {
                     return Ok(Outcome {
                         changes: summary(&changes),
                         count: changes.len(),
+                        may_tighten: changes.iter().any(Change::may_tighten),
                         generation,
                         foreign: snapshot.foreign,
                     });

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::ruleset::{
-    AddressSide, Family, IcmpKind, Log, LogTarget, Name, PortKey, Protocol, Statement, Verdict, loopback,
+    AddressSide, Family, IcmpKind, Log, LogTarget, Name, PortKey, Protocol, Record, Statement, Verdict, loopback,
 };
 use std::net::IpAddr;
 
@@ -25,8 +25,8 @@ const DESTINATION_PORT: u32 = 2;
 const LINK_LOCAL_PREFIX: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const LINK_LOCAL_MASK: [u8; 16] = [0xff, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// One expression of nf_tables, as far as portward uses them. Values go through register 1, verdicts through
-/// register 0.
+/// One expression of nf_tables, as far as portward uses them. Values go through register 1, and keys of several parts
+/// through what follows it; verdicts through register 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Expression {
     /// Loads a property of the packet.
@@ -35,6 +35,8 @@ pub(super) enum Expression {
     Connection(ConnectionKey),
     /// Loads bytes of a header.
     Payload { base: PayloadBase, offset: u32, length: u32 },
+    /// Loads a further part of a key, so many words of 32 bits after the beginning of register 1.
+    Further(u32, FurtherKey),
     /// Keeps only the bits of a mask.
     Mask(Vec<u8>),
     /// Ends the rule unless the value equals this (or differs from it).
@@ -43,6 +45,8 @@ pub(super) enum Expression {
     Lookup(Name),
     /// Takes the verdict that the map has for the value; ends the rule when it has none.
     LookupVerdict(Name),
+    /// Adds the value to a set; ends the rule when the set is full.
+    Record(Name),
     /// Ends the rule when it would be passed more often than this, in packets a second.
     Limit { per_second: u64, burst: u32 },
     /// Counts.
@@ -74,6 +78,13 @@ pub(super) enum ConnectionKey {
     State,
     Status,
     OriginalDestinationPort,
+}
+
+/// What [`Expression::Further`] loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FurtherKey {
+    Meta(MetaKey),
+    Connection(ConnectionKey),
 }
 
 /// The header that [`Expression::Payload`] loads from.
@@ -162,6 +173,14 @@ fn lower_one(to: &mut Vec<Expression>, statement: &Statement) -> Result<(), Name
             to.push(address(*side, *family));
             to.push(Expression::Lookup(set.clone()));
         }
+        Statement::Record(side, record, set) => {
+            lower_family(to, record.family);
+            to.push(address(*side, record.family));
+            if record.with_port {
+                to.extend(protocol_and_port(record.family));
+            }
+            to.push(Expression::Record(set.clone()));
+        }
         Statement::Limit { per_second, burst } => {
             to.push(Expression::Limit { per_second: u64::from(*per_second), burst: *burst });
         }
@@ -183,6 +202,18 @@ fn lower_one(to: &mut Vec<Expression>, statement: &Statement) -> Result<(), Name
         Statement::Unknown(description) => return Err(description.clone()),
     }
     Ok(())
+}
+
+/// The parts of a key after an address.
+fn protocol_and_port(family: Family) -> [Expression; 2] {
+    let words = match family {
+        Family::Ipv4 => 1,
+        Family::Ipv6 => 4,
+    };
+    [
+        Expression::Further(words, FurtherKey::Meta(MetaKey::Protocol)),
+        Expression::Further(words + 1, FurtherKey::Connection(ConnectionKey::OriginalDestinationPort)),
+    ]
 }
 
 fn any_bit_of(to: &mut Vec<Expression>, bits: u32) {
@@ -324,10 +355,17 @@ fn lift_long(from: &[Expression]) -> Option<(Statement, usize)> {
         }
         [Expression::Meta(MetaKey::Family), family, load, Expression::Lookup(set), ..] => {
             let family = lift_family(family)?;
-            let side = [AddressSide::Source, AddressSide::Destination]
-                .into_iter()
-                .find(|side| *load == address(*side, family))?;
-            Some((Statement::InSet(side, family, set.clone()), 4))
+            Some((Statement::InSet(lift_address(load, family)?, family, set.clone()), 4))
+        }
+        [Expression::Meta(MetaKey::Family), family, load, Expression::Record(set), ..] => {
+            let record = Record { family: lift_family(family)?, with_port: false };
+            Some((Statement::Record(lift_address(load, record.family)?, record, set.clone()), 4))
+        }
+        [Expression::Meta(MetaKey::Family), family, load, protocol, port, Expression::Record(set), ..] => {
+            let record = Record { family: lift_family(family)?, with_port: true };
+            let side = lift_address(load, record.family)?;
+            let is_known = [protocol, port].into_iter().eq(&protocol_and_port(record.family));
+            is_known.then(|| (Statement::Record(side, record, set.clone()), 6))
         }
         [Expression::Meta(MetaKey::Family), family, load, destination @ Expression::Compare { .. }, ..] => {
             let family = lift_family(family).filter(|family| *load == address(AddressSide::Destination, *family))?;
@@ -359,6 +397,10 @@ fn lift_long(from: &[Expression]) -> Option<(Statement, usize)> {
         }
         _ => None,
     }
+}
+
+fn lift_address(load: &Expression, family: Family) -> Option<AddressSide> {
+    [AddressSide::Source, AddressSide::Destination].into_iter().find(|side| *load == address(*side, family))
 }
 
 fn lift_pair(from: &[Expression]) -> Option<(Statement, usize)> {
@@ -417,6 +459,8 @@ fn describe(expression: &Expression) -> String {
     match expression {
         Expression::Meta(key) => format!("load meta {key:?}"),
         Expression::Connection(key) => format!("load ct {key:?}"),
+        Expression::Further(_, key) => format!("load {key:?}"),
+        Expression::Record(set) => format!("addition to set {set}"),
         Expression::Payload { base, offset, length } => {
             format!("load {length} bytes of the {base:?} header at {offset}")
         }

@@ -192,7 +192,13 @@ impl Transaction {
                 match statement {
                     Statement::InSet(_, family, set) => {
                         let set = table.sets.get(set).ok_or(Errno::ENOENT)?;
-                        if set.family() != *family {
+                        if set.family() != *family || set.record().is_some_and(|record| record.with_port) {
+                            return Err(Errno::EINVAL);
+                        }
+                    }
+                    Statement::Record(_, record, set) => {
+                        let set = table.sets.get(set).ok_or(Errno::ENOENT)?;
+                        if set.record() != Some(*record) {
                             return Err(Errno::EINVAL);
                         }
                     }
@@ -237,7 +243,7 @@ fn leads_to<'n>(
 fn is_looked_up(table: &Ruleset, name: &Name) -> bool {
     let mut statements = table.chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
     statements.any(|statement| {
-        matches!(statement, Statement::InSet(_, _, asked) | Statement::PortVerdict(_, _, asked) if asked == name)
+        matches!(statement, Statement::InSet(_, _, asked) | Statement::PortVerdict(_, _, asked) | Statement::Record(_, _, asked) if asked == name)
     })
 }
 
@@ -282,12 +288,13 @@ fn change_set(table: &mut Ruleset, name: &Name, elements: &Set, operation: impl 
         (Set::Ipv6Addresses(of), Set::Ipv6Addresses(elements)) => operation.run(of, elements)?,
         (Set::Ipv4Ranges(of), Set::Ipv4Ranges(elements)) => operation.run(of, elements)?,
         (Set::Ipv6Ranges(of), Set::Ipv6Ranges(elements)) => operation.run(of, elements)?,
+        (Set::Record(of), Set::Record(kind)) if of == kind => {}
         _ => return Err(Errno::EINVAL),
     }
     let disjoint = match set {
         Set::Ipv4Ranges(ranges) => are_disjoint(ranges),
         Set::Ipv6Ranges(ranges) => are_disjoint(ranges),
-        Set::Ipv4Addresses(_) | Set::Ipv6Addresses(_) => true,
+        Set::Ipv4Addresses(_) | Set::Ipv6Addresses(_) | Set::Record(_) => true,
     };
     if disjoint { Ok(()) } else { Err(Errno::EEXIST) }
 }

@@ -18,7 +18,7 @@ pub use fake::FakeKernel;
 pub(crate) use netlink::clock_is_synchronized;
 #[cfg(feature = "bpf")]
 pub(crate) use netlink::namespace_cookie;
-pub use netlink::{Conntrack, Destroyed, ForeignChain, Monitor, Netlink, Notification, Sockets};
+pub use netlink::{Conntrack, Destroyed, ForeignChain, Monitor, Netlink, Note, Notification, Sockets};
 pub(crate) use netlink::{uapi, wire};
 
 use crate::ruleset::Ruleset;

@@ -6,7 +6,7 @@
 
 use crate::ruleset::{
     AddressRange, AddressSide, BaseChain, Chain, ChainPolicy, Family, Hook, IcmpKind, Log, LogTarget, Name, PortKey,
-    PortRange, Protocol, Rule, Ruleset, Set, Statement, Verdict, VerdictMap,
+    PortRange, Protocol, Record, Rule, Ruleset, Set, Statement, Verdict, VerdictMap,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -21,7 +21,14 @@ const BASES: [(&str, Hook); 3] = [("forward", Hook::Forward), ("input", Hook::In
 /// Any rule that [`any_ruleset`] could hold, with names that need not exist.
 pub(crate) fn any_rule() -> BoxedStrategy<Rule> {
     let targets = vec!["leaf0".into(), "m1".into()];
-    let sets = vec![("addresses".into(), Family::Ipv4), ("ranges".into(), Family::Ipv6)];
+    let record = |family, with_port| Set::Record(Record { family, with_port });
+    let sets = vec![
+        ("addresses".into(), Set::Ipv4Addresses(Vec::new())),
+        ("ranges".into(), Set::Ipv6Ranges(Vec::new())),
+        ("flows".into(), record(Family::Ipv4, true)),
+        ("more".into(), record(Family::Ipv6, true)),
+        ("others".into(), record(Family::Ipv6, false)),
+    ];
     rule(targets, sets, vec!["map".into()])
 }
 
@@ -33,7 +40,7 @@ pub(crate) fn any_ruleset() -> BoxedStrategy<Ruleset> {
             (Just(sets), maps(&leaves), Just(leaves), Just(middle), Just(bases))
         })
         .prop_flat_map(|(sets, maps, leaves, middle, bases)| {
-            let set_names: Vec<_> = sets.iter().map(|(name, set)| (name.clone(), set.family())).collect();
+            let set_names: Vec<_> = sets.iter().map(|(name, set)| (name.clone(), set.empty_like())).collect();
             let map_names: Vec<Name> = maps.keys().cloned().collect();
             let mut chains: Vec<BoxedStrategy<(Name, Chain)>> = Vec::new();
             for leaf in &leaves {
@@ -69,9 +76,9 @@ fn base(hook: Hook) -> impl Strategy<Value = BaseChain> {
     })
 }
 
-/// Hash sets with an even number of elements are made for a number of them, so that rulesets differ in it at times.
+/// Hash sets with an even number of elements and those without any of portward's are made for a number of them, so that rulesets differ in it at times.
 fn sizes(sets: &BTreeMap<Name, Set>) -> BTreeMap<Name, u32> {
-    let sized = sets.iter().filter(|(_, set)| !set.is_interval() && set.len() % 2 == 0);
+    let sized = sets.iter().filter(|(_, set)| set.record().is_some() || !set.is_interval() && set.len() % 2 == 0);
     sized.map(|(name, _)| (name.clone(), 4096)).collect()
 }
 
@@ -79,11 +86,11 @@ fn sets() -> impl Strategy<Value = BTreeMap<Name, Set>> {
     let of_kind = |kind: usize| {
         prop_oneof![
             9 => (Just(kind), set(kind)),
-            1 => (0..4_usize).prop_flat_map(|kind| (Just(kind), set(kind))),
+            1 => (0..6_usize).prop_flat_map(|kind| (Just(kind), set(kind))),
         ]
     };
-    vec(proptest::option::of((0..4_usize).prop_flat_map(of_kind)), 5).prop_map(|sets| {
-        sets.into_iter().flatten().map(|(kind, set)| (["a4", "a6", "n4", "n6"][kind].into(), set)).collect()
+    vec(proptest::option::of((0..6_usize).prop_flat_map(of_kind)), 6).prop_map(|sets| {
+        sets.into_iter().flatten().map(|(kind, set)| (["a4", "a6", "n4", "n6", "r4", "r6"][kind].into(), set)).collect()
     })
 }
 
@@ -94,6 +101,8 @@ fn set(kind: usize) -> BoxedStrategy<Set> {
         0 => vec(v4(), 0..20).prop_map(Set::ipv4_addresses).boxed(),
         1 => vec(v6(), 0..20).prop_map(Set::ipv6_addresses).boxed(),
         2 => vec((v4(), v4()), 0..8).prop_map(|ends| Set::ipv4_ranges(ranges(ends))).boxed(),
+        4 => any::<bool>().prop_map(|with_port| Set::Record(Record { family: Family::Ipv4, with_port })).boxed(),
+        5 => any::<bool>().prop_map(|with_port| Set::Record(Record { family: Family::Ipv6, with_port })).boxed(),
         _ => vec((v6(), v6()), 0..8).prop_map(|ends| Set::ipv6_ranges(ranges(ends))).boxed(),
     }
 }
@@ -157,7 +166,7 @@ fn chain(
     name: Name,
     base: BoxedStrategy<Option<BaseChain>>,
     targets: Vec<Name>,
-    sets: &[(Name, Family)],
+    sets: &[(Name, Set)],
     maps: &[Name],
 ) -> BoxedStrategy<(Name, Chain)> {
     (base, vec(rule(targets, sets.to_vec(), maps.to_vec()), 0..6))
@@ -165,19 +174,24 @@ fn chain(
         .boxed()
 }
 
-fn rule(targets: Vec<Name>, sets: Vec<(Name, Family)>, maps: Vec<Name>) -> BoxedStrategy<Rule> {
-    let matches = vec(matching(sets), 0..3).prop_map(|matches| matches.concat());
+fn rule(targets: Vec<Name>, sets: Vec<(Name, Set)>, maps: Vec<Name>) -> BoxedStrategy<Rule> {
+    let records: Vec<_> = sets.iter().filter_map(|(name, set)| Some((name.clone(), set.record()?))).collect();
+    let asked = sets.iter().filter(|(_, set)| set.record().is_none());
+    let asked = asked.map(|(name, set)| (name.clone(), set.family())).collect();
+    let matches = vec(matching(asked), 0..3).prop_map(|matches| matches.concat());
     let extras = (
         proptest::option::of((1..1000_u32, 1..100_u32)),
         any::<bool>(),
+        record(records),
         proptest::option::of(("[a-z][a-z :=]{0,20}", proptest::option::of(any::<u16>()))),
     );
     (matches, extras, end(targets, maps))
-        .prop_map(|(mut statements, (limit, counter, log), end)| {
+        .prop_map(|(mut statements, (limit, counter, record, log), end)| {
             statements.extend(limit.map(|(per_second, burst)| Statement::Limit { per_second, burst }));
             if counter {
                 statements.push(Statement::Counter);
             }
+            statements.extend(record);
             statements.extend(log.map(|(prefix, group)| {
                 Statement::Log(Log { prefix: prefix.into(), target: group.map_or(LogTarget::Kernel, LogTarget::Group) })
             }));
@@ -185,6 +199,18 @@ fn rule(targets: Vec<Name>, sets: Vec<(Name, Family)>, maps: Vec<Name>) -> Boxed
             Rule { statements }
         })
         .boxed()
+}
+
+fn record(records: Vec<(Name, Record)>) -> BoxedStrategy<Vec<Statement>> {
+    if records.is_empty() {
+        return Just(Vec::new()).boxed();
+    }
+    let record = (select(records), any::<bool>()).prop_map(|((name, record), source)| {
+        let side = if source { AddressSide::Source } else { AddressSide::Destination };
+        let protocol = record.with_port.then_some(Statement::Protocol(Protocol::Udp));
+        protocol.into_iter().chain([Statement::Record(side, record, name)]).collect()
+    });
+    prop_oneof![Just(Vec::new()), record].boxed()
 }
 
 fn protocol() -> impl Strategy<Value = Protocol> {

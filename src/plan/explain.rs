@@ -95,6 +95,8 @@ pub struct NearMiss {
     pub why: String,
     /// What would have to change; `None` when nothing in the policy would help.
     pub remedy: Option<Remedy>,
+    /// The group of outsiders that the peer would have to join, where that is the remedy.
+    pub group: Option<String>,
 }
 
 /// A change of the policy, as an instruction.
@@ -192,8 +194,8 @@ impl Plan<'_> {
 
     /// Why a row of the catalogue that has the port does not open it for this packet. `name`: what the answer calls it.
     fn row_misses(&self, query: &Query, row: &Row, name: String, misses: &mut Vec<NearMiss>) {
-        let mut miss = |why: String, remedy: Option<Remedy>| {
-            let miss = NearMiss { row: name.clone(), why, remedy };
+        let mut miss = |why: String, remedy: Option<Remedy>, group: Option<String>| {
+            let miss = NearMiss { row: name.clone(), why, remedy, group };
             if !misses.contains(&miss) {
                 misses.push(miss);
             }
@@ -201,14 +203,14 @@ impl Plan<'_> {
         let adjustment = self.policy.rows.get(&row.id);
         if let Some(adjustment) = adjustment.filter(|adjustment| !adjustment.enabled) {
             let remedy = format!("remove `enabled = false` from [row.{}], line {}", row.id, adjustment.line);
-            return miss("the policy switches the row off".to_owned(), Some(remedy));
+            return miss("the policy switches the row off".to_owned(), Some(remedy), None);
         }
         if row.scope == Scope::Internal {
             let remedy = "write an [[allow]] if the site needs it all the same".to_owned();
-            return miss("the port serves the host itself only".to_owned(), Some(remedy));
+            return miss("the port serves the host itself only".to_owned(), Some(remedy), None);
         }
         if let Some(condition) = row.when.iter().find(|condition| !holds(condition, self.policy)) {
-            return miss(format!("the row needs: {condition}"), condition_remedy(condition));
+            return miss(format!("the row needs: {condition}"), condition_remedy(condition), None);
         }
         let view = self.view();
         let legs: Vec<Leg<'_>> =
@@ -226,7 +228,7 @@ impl Plan<'_> {
                 format!("its flows ({}) do not concern {}, whose roles are {}", flows.join(", "), self.host.name, {
                     self.host.roles.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
                 });
-            return miss(why, None);
+            return miss(why, None, None);
         }
         for leg in legs {
             let everybody = view.peers(leg.other, Tunnel::Any, Some(row));
@@ -235,6 +237,11 @@ impl Plan<'_> {
                 miss(
                     format!("{} is not in {group} ({})", query.peer, leg.flow),
                     self.join_remedy(query.peer, leg.other),
+                    // An appliance never acts as one of a group of outsiders.
+                    match leg.other {
+                        Group::External(name) if self.host_of(query.peer).is_none() => Some(name.clone()),
+                        _ => None,
+                    },
                 );
                 continue;
             }
@@ -246,6 +253,7 @@ impl Plan<'_> {
                     Tunnel::Encrypted => miss(
                         format!("it exists only between a console and a managed host with an encrypted link ({name})"),
                         Some("set `encrypted = true` for the managed host if its link to the console is".to_owned()),
+                        None,
                     ),
                     Tunnel::Any | Tunnel::Clear => {
                         let managed = if self.host.is_console() { other } else { Some(self.host) };
@@ -254,6 +262,7 @@ impl Plan<'_> {
                             managed.map(|host| {
                                 format!("remove `encrypted = true` from host {}, line {}", host.name, host.line)
                             }),
+                            None,
                         );
                     }
                 }
@@ -266,6 +275,7 @@ impl Plan<'_> {
                 miss(
                     format!("`only-from` leaves {} out", query.peer),
                     Some(format!("add {} to only-from of [row.{}], line {}", query.peer, row.id, adjustment.line)),
+                    None,
                 );
             }
         }
@@ -293,6 +303,7 @@ impl Plan<'_> {
             row: RowRef::Allow(&allow.name).to_string(),
             why: format!("{missing} is not in `{key}` ({})", parties.join(", ")),
             remedy: Some(format!("add \"{missing}\" to `{key}` of [[allow]] {}, line {}", allow.name, allow.line)),
+            group: None,
         })
     }
 
@@ -318,6 +329,7 @@ impl Plan<'_> {
                         row: name,
                         why: format!("{} is not in `from` ({})", query.peer, parties.join(", ")),
                         remedy: Some(format!("add \"{}\" to `from` of [dynamic.{}]{line}", query.peer, service.name)),
+                        group: None,
                     });
                 }
             }
@@ -353,7 +365,7 @@ impl Plan<'_> {
                 .collect();
             (format!("its process listens on {} only", scopes.join(", ")), None)
         };
-        misses.push(NearMiss { row: name, why, remedy });
+        misses.push(NearMiss { row: name, why, remedy, group: None });
     }
 
     /// What would make the address a member of the group.

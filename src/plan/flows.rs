@@ -8,6 +8,7 @@ use super::ports::segments;
 use super::{Direction, Exposed, Peers, Plan, RowRef};
 use crate::policy::{EgressMode, Members, Mode, Ports};
 use crate::ruleset::{PortRange, Protocol};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, Ipv4Addr};
@@ -51,7 +52,8 @@ pub enum FlowKind {
 }
 
 /// Which way a flow began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Way {
     /// To this host.
     In,

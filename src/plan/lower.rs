@@ -13,7 +13,7 @@ use super::{Allowance, Plan};
 use crate::policy::{Deny, EgressMode, Member, Members, Mode, Ports};
 use crate::ruleset::{
     AddressRange, AddressSide, BaseChain, Chain, ChainPolicy, Family, Hook, IcmpKind, Log, Name, PortKey, PortRange,
-    Protocol, Rule, Ruleset, Set, Statement, Verdict, VerdictMap, ct_state, reject_all,
+    Protocol, Record, Rule, Ruleset, Set, Statement, Verdict, VerdictMap, ct_state, reject_all,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +27,10 @@ const EXACT_RANGE_LIMIT: u32 = 256;
 /// is twice to four times what there is, as a power of two, and stands in the set's name: a set that outgrows it, or
 /// shrinks far below, is replaced by another one within the transaction. Smaller sets just grow.
 const GROWING_SET_LIMIT: usize = 16_384;
+
+/// So many pairs of peer and port are noted at a hook for each family while a policy only observes, and so many peers of
+/// other protocols. An element takes the kernel about 100 bytes.
+pub const MOST_OBSERVED: u32 = 65_535;
 
 /// Names of the kernel may have 255 bytes; a chain for very many rows on one port is named by a part of them.
 const CHAIN_NAME_LIMIT: usize = 200;
@@ -103,7 +107,7 @@ const PROTOCOLS: [Protocol; 2] = [Protocol::Udp, Protocol::Tcp];
 impl Builder<'_, '_> {
     fn ingress(&mut self) {
         let enforce = self.plan.policy.mode == Mode::Enforce;
-        let denied = self.denied_chain("input", enforce);
+        let denied = self.denied_chain(Hook::Input, enforce);
         let look_ups = self.look_ups(&INGRESS);
         let dynamic = self.dynamic();
 
@@ -144,7 +148,7 @@ impl Builder<'_, '_> {
 
         // Of what the host forwards only packets to published ports concern the policy: those whose destination was
         // rewritten here.
-        let denied = self.denied_chain("forward", enforce);
+        let denied = self.denied_chain(Hook::Forward, enforce);
         let rules = vec![
             accept([Statement::CtState(ct_state::ESTABLISHED | ct_state::RELATED)]),
             redirect,
@@ -182,7 +186,7 @@ impl Builder<'_, '_> {
 
     fn egress(&mut self) {
         let enforce = self.plan.policy.egress == EgressMode::Enforce;
-        let denied = self.denied_chain("output", enforce);
+        let denied = self.denied_chain(Hook::Output, enforce);
         let look_ups = self.look_ups(&EGRESS);
         let mut rules = vec![
             accept([Statement::CtState(ct_state::ESTABLISHED | ct_state::RELATED)]),
@@ -200,8 +204,8 @@ impl Builder<'_, '_> {
         self.add_base_chain(Hook::Output, ChainPolicy::Accept, rules);
     }
 
-    /// The chain that counts and logs what nothing allows, and refuses it or lets it pass.
-    fn denied_chain(&mut self, hook: &str, enforce: bool) -> Name {
+    /// The chain that counts and logs what nothing allows, and refuses it, or notes it and lets it pass.
+    fn denied_chain(&mut self, hook: Hook, enforce: bool) -> Name {
         let mut rules = vec![Rule::new([Statement::Counter])];
         let logging = self.plan.policy.logging;
         if let Some(target) = logging.target {
@@ -212,11 +216,40 @@ impl Builder<'_, '_> {
             ]));
         }
         match (enforce, self.plan.policy.deny) {
-            (false, _) => rules.push(accept([])),
+            (false, _) => rules.append(&mut self.observing_rules(hook)),
             (true, Deny::Drop) => rules.push(Rule::new([Statement::Verdict(Verdict::Drop)])),
             (true, Deny::Reject) => rules.extend(reject_all()),
         }
         self.add_chain(&format!("denied_{hook}"), None, rules)
+    }
+
+    /// Rules that note who would be denied what, and let it pass: TCP and UDP with the port that the sender meant, which the
+    /// kernel knows of every packet but invalid ones; of other protocols the address.
+    fn observing_rules(&mut self, hook: Hook) -> Vec<Rule> {
+        let notes = |builder: &mut Self, with_port| {
+            [Family::Ipv4, Family::Ipv6].map(|family| {
+                let record = Record { family, with_port };
+                let set = observed_set(hook, record);
+                builder.ruleset.sets.insert(set.clone(), Set::Record(record));
+                builder.ruleset.sizes.insert(set.clone(), MOST_OBSERVED);
+                Statement::Record(peer_side(hook), record, set)
+            })
+        };
+        let of_ports = notes(self, true);
+        let mut with_port = Vec::new();
+        for protocol in PROTOCOLS {
+            with_port.extend(of_ports.clone().map(|note| Rule::new([Statement::Protocol(protocol), note])));
+        }
+        with_port.push(accept([]));
+        let with_port = self.add_chain(&format!("observed_{hook}"), None, with_port);
+        let to_ports = |protocol| {
+            let verdict = Statement::Verdict(Verdict::Goto(with_port.clone()));
+            Rule::new([Statement::Protocol(protocol), verdict])
+        };
+        let mut rules = PROTOCOLS.map(to_ports).to_vec();
+        rules.extend(notes(self, false).map(|note| Rule::new([note])));
+        rules.push(accept([]));
+        rules
     }
 
     /// Builds the sets, chains and maps of one direction.
@@ -404,6 +437,20 @@ fn size_of_set(members: usize) -> Option<u32> {
         return None;
     }
     u32::try_from(members).ok()?.checked_mul(2)?.checked_next_power_of_two()
+}
+
+/// The set in which an observing policy notes what it would deny at a hook.
+pub fn observed_set(hook: Hook, Record { family, with_port }: Record) -> Name {
+    let family = if family == Family::Ipv4 { "v4" } else { "v6" };
+    format!("observed_{hook}{}_{family}", if with_port { "" } else { "_others" }).into()
+}
+
+/// Which address of a packet at a hook is the other end's.
+fn peer_side(hook: Hook) -> AddressSide {
+    match hook {
+        Hook::Input | Hook::Forward => AddressSide::Source,
+        Hook::Output => AddressSide::Destination,
+    }
 }
 
 fn policy(enforce: bool) -> ChainPolicy {

@@ -14,6 +14,7 @@ mod fail_safe;
 mod find_host;
 mod flows;
 mod lower;
+mod observed;
 mod open;
 mod peers;
 mod ports;
@@ -26,6 +27,8 @@ pub use explain::{Explanation, Grant, NearMiss, Query, Remedy, Verdict};
 pub use fail_safe::fail_safe;
 pub use find_host::{Candidate, HostError, find_host};
 pub use flows::{DynamicPorts, FlowJudge, FlowKind, FlowStart, Judgement, Pass, Way};
+pub use lower::{MOST_OBSERVED, observed_set};
+pub use observed::{Finding, ProposedAllow, Review, Sighting};
 pub use open::{Part, open, opened};
 pub use peers::{Peers, Tunnel, short_network};
 

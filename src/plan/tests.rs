@@ -196,8 +196,10 @@ fn observing_differs_from_enforcing_in_the_last_word_only() {
     for change in diff(Some(&enforced), Some(&observed)) {
         match change {
             Change::SetChainPolicy(name, _) => assert_eq!(&*name, "input"),
+            Change::AddSet(name, set, _) => assert!(name.starts_with("observed_") && set.record().is_some()),
+            Change::AddChain(name, None) => assert!(name.starts_with("observed_")),
             Change::AddRule { chain, rule, .. } => {
-                assert!(chain.starts_with("denied_"));
+                assert!(chain.starts_with("denied_") || chain.starts_with("observed_"));
                 assert_ne!(rule.statements, [Statement::Counter]);
             }
             Change::DeleteRule { chain, index } => {

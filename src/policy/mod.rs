@@ -10,6 +10,7 @@ mod catalogue;
 mod diagnostic;
 mod document;
 mod dynamic;
+mod edit;
 pub mod first;
 mod load;
 mod site;
@@ -21,6 +22,7 @@ pub use catalogue::{
 };
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use dynamic::{DynamicService, Exposure, OnClose, ProcessMatch};
+pub use edit::with_mode;
 pub use load::{LARGEST_SOURCE, LoadError, read_source};
 pub use site::{
     Allow, Deny, EgressMode, Fail, Host, Loaded, Logging, Member, Members, Mode, OnTighten, Party, PartyKind, Policy,

@@ -62,6 +62,19 @@ impl Change {
     pub fn needs_rule_handles(&self) -> bool {
         matches!(self, Self::AddRule { before: Some(_), .. } | Self::DeleteRule { .. })
     }
+
+    /// Whether some packet may pass less far than before. What portward adds beside base chains only lets more pass; the
+    /// rest may do either.
+    pub fn may_tighten(&self) -> bool {
+        match self {
+            Self::AddTable | Self::AddSet(..) | Self::AddMap(..) | Self::AddChain(_, None) => false,
+            Self::AddElements(..) | Self::AddVerdicts(..) | Self::AddRule { .. } => false,
+            Self::AddChain(_, Some(_)) | Self::SetChainPolicy(..) => true,
+            Self::DeleteTable | Self::DeleteSet(..) | Self::DeleteMap(..) | Self::DeleteChain(_) => true,
+            Self::DeleteElements(..) | Self::DeleteVerdicts(..) => true,
+            Self::DeleteRule { .. } | Self::FlushChain(_) => true,
+        }
+    }
 }
 
 /// The changes that lead from `current` (`None`: there is no table) to `desired` (`None`: there shall be none).
@@ -235,6 +248,8 @@ fn set_difference(old: &Set, new: &Set) -> (Set, Set) {
             let (deleted, added) = sorted_difference(old, new);
             (Set::Ipv6Ranges(deleted), Set::Ipv6Ranges(added))
         }
+        // Their elements are the kernel's.
+        (Set::Record(_), Set::Record(_)) => (old.empty_like(), new.empty_like()),
         // Sets of different kinds are never compared: `can_change_in_place` has seen to that.
         (old, new) => (old.clone(), new.clone()),
     }
@@ -371,6 +386,26 @@ mod tests {
     fn equal_rulesets_have_no_difference() {
         assert_eq!(diff(Some(&chain(&[1, 2])), Some(&chain(&[1, 2]))), []);
         assert_eq!(diff(None, None), []);
+    }
+
+    #[test]
+    fn only_what_lets_more_pass_cannot_tighten() {
+        let addresses = |last: &[u8]| Set::ipv4_addresses(last.iter().map(|last| [10, 0, 0, *last].into()).collect());
+        let ruleset = |last: &[u8], ports: &[u16]| Ruleset {
+            sets: BTreeMap::from([("s".into(), addresses(last))]),
+            ..chain(ports)
+        };
+        let may_tighten = |old: Option<&Ruleset>, new: &Ruleset| diff(old, Some(new)).iter().any(Change::may_tighten);
+        let old = ruleset(&[1], &[1]);
+        assert!(!may_tighten(Some(&old), &old));
+        assert!(!may_tighten(Some(&old), &ruleset(&[1, 2], &[1, 2])));
+        assert!(may_tighten(Some(&old), &ruleset(&[2], &[1])));
+        assert!(may_tighten(Some(&old), &ruleset(&[1], &[2])));
+        assert!(may_tighten(Some(&old), &Ruleset::default()));
+        let mut hooked = chain(&[1]);
+        let base = BaseChain { hook: super::super::Hook::Output, priority: 0, policy: ChainPolicy::Accept };
+        hooked.chains.insert("output".into(), Chain { base: Some(base), rules: Vec::new() });
+        assert!(may_tighten(Some(&chain(&[1])), &hooked), "what was not looked at is looked at");
     }
 
     #[test]

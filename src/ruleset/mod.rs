@@ -3,7 +3,8 @@
 //! A [`Ruleset`] is the content of table `inet portward`. It knows nothing of policies, hosts or netlink: the planner
 //! makes it, [`diff`] compares two of them, [`nft`] renders one as text, and [`crate::kernel`] carries the difference
 //! to the kernel and reads the table back as a `Ruleset` again. Two rulesets are equal exactly when the kernel would
-//! treat every packet alike and list the same objects; values of counters are no part of it.
+//! treat every packet alike and list the same objects; values of counters are no part of it, nor is what the kernel
+//! itself has noted in a set.
 //!
 //! All collections are ordered, so that the same inputs give the same ruleset byte for byte.
 #![forbid(unsafe_code)]
@@ -14,7 +15,7 @@ mod rule;
 mod set;
 
 pub use rule::{AddressSide, IcmpKind, Log, LogTarget, PortKey, Rule, Statement, ct_state, loopback, reject_all};
-pub use set::{Address, AddressRange, PortRange, Set, VerdictMap};
+pub use set::{Address, AddressRange, PortRange, Record, Set, VerdictMap};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub type Name = Arc<str>;
 pub struct Ruleset {
     /// Sets of addresses or networks.
     pub sets: BTreeMap<Name, Set>,
-    /// For how many elements a hash set of addresses is made. The kernel refuses more than that. A set that is not named
+    /// For how many elements a hash set is made. The kernel refuses more than that. A set that is not named
     /// here grows as needed, which makes filling it with very many elements slow.
     pub sizes: BTreeMap<Name, u32>,
     /// Maps from a port to a verdict.

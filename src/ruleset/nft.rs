@@ -1,7 +1,7 @@
 //! A ruleset as the text of an nft script, for people to read and for `nft -c -f` to check.
 
 use super::{
-    AddressRange, AddressSide, Chain, ChainPolicy, Family, Hook, IcmpKind, LogTarget, PortKey, PortRange, Rule,
+    AddressRange, AddressSide, Chain, ChainPolicy, Family, Hook, IcmpKind, LogTarget, PortKey, PortRange, Record, Rule,
     Ruleset, Set, Statement, TABLE, Verdict, VerdictMap,
 };
 use std::fmt::{self, Display, Formatter};
@@ -35,25 +35,27 @@ impl Display for Script<'_> {
 
 fn write_set(f: &mut Formatter<'_>, name: &str, set: &Set, size: Option<u32>) -> fmt::Result {
     writeln!(f, "\tset {name} {{")?;
-    writeln!(
-        f,
-        "\t\ttype {}",
-        match set.family() {
-            Family::Ipv4 => "ipv4_addr",
-            Family::Ipv6 => "ipv6_addr",
-        }
-    )?;
+    let address = match set.family() {
+        Family::Ipv4 => "ipv4_addr",
+        Family::Ipv6 => "ipv6_addr",
+    };
+    let rest = if set.record().is_some_and(|record| record.with_port) { " . inet_proto . inet_service" } else { "" };
+    writeln!(f, "\t\ttype {address}{rest}")?;
     if let Some(size) = size {
         writeln!(f, "\t\tsize {size}")?;
     }
     if set.is_interval() {
         writeln!(f, "\t\tflags interval")?;
     }
+    if set.record().is_some() {
+        writeln!(f, "\t\tflags dynamic")?;
+    }
     match set {
         Set::Ipv4Addresses(addresses) => write_elements(f, addresses)?,
         Set::Ipv6Addresses(addresses) => write_elements(f, addresses)?,
         Set::Ipv4Ranges(ranges) => write_elements(f, ranges)?,
         Set::Ipv6Ranges(ranges) => write_elements(f, ranges)?,
+        Set::Record(_) => {}
     }
     writeln!(f, "\t}}\n")
 }
@@ -161,10 +163,10 @@ impl Display for Statement {
             Self::LinkLocalSource => f.write_str("ip6 saddr fe80::/10"),
             Self::DestinationAddress(IpAddr::V4(address)) => write!(f, "ip daddr {address}"),
             Self::DestinationAddress(IpAddr::V6(address)) => write!(f, "ip6 daddr {address}"),
-            Self::InSet(side, family, set) => {
-                let header = if *family == Family::Ipv4 { "ip" } else { "ip6" };
-                let field = if *side == AddressSide::Source { "saddr" } else { "daddr" };
-                write!(f, "{header} {field} @{set}")
+            Self::InSet(side, family, set) => write!(f, "{} @{set}", address(*side, *family)),
+            Self::Record(side, Record { family, with_port }, set) => {
+                let rest = if *with_port { " . meta l4proto . ct original proto-dst" } else { "" };
+                write!(f, "add @{set} {{ {}{rest} }}", address(*side, *family))
             }
             Self::Limit { per_second, burst } => write!(f, "limit rate {per_second}/second burst {burst} packets"),
             Self::Counter => f.write_str("counter"),
@@ -195,6 +197,15 @@ impl Display for IcmpKind {
             Self::Icmp => "icmp",
             Self::Icmpv6 => "icmpv6",
         })
+    }
+}
+
+fn address(side: AddressSide, family: Family) -> &'static str {
+    match (family, side) {
+        (Family::Ipv4, AddressSide::Source) => "ip saddr",
+        (Family::Ipv4, AddressSide::Destination) => "ip daddr",
+        (Family::Ipv6, AddressSide::Source) => "ip6 saddr",
+        (Family::Ipv6, AddressSide::Destination) => "ip6 daddr",
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rules: a sequence of statements, each of which the kernel module lowers to a fixed sequence of expressions.
 
-use super::{Family, Name, Protocol, Verdict};
+use super::{Family, Name, Protocol, Record, Verdict};
 use std::net::IpAddr;
 
 /// One rule: statements evaluated from first to last; a match that fails ends the rule.
@@ -47,6 +47,9 @@ pub enum Statement {
     DestinationAddress(IpAddr),
     /// `ip saddr @set` or `ip6 daddr @set`: family and membership.
     InSet(AddressSide, Family, Name),
+    /// `add @set { ip saddr . meta l4proto . ct original proto-dst }`: family, and a note of the packet in a set. Without room in
+    /// the set the rule ends. With a port only after [`Statement::Protocol`].
+    Record(AddressSide, Record, Name),
     /// `limit rate 10/second burst 20 packets`: the rule goes on at most this often.
     Limit {
         /// Packets in a second.

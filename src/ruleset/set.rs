@@ -46,6 +46,18 @@ pub enum Set {
     Ipv4Ranges(Vec<AddressRange<Ipv4Addr>>),
     /// IPv6 networks, in an interval tree.
     Ipv6Ranges(Vec<AddressRange<Ipv6Addr>>),
+    /// What rules note of packets ([`super::Statement::Record`]), in a hash table. The elements are the kernel's own, and no
+    /// part of the ruleset.
+    Record(Record),
+}
+
+/// What is noted of packets: the other end's address, or that with protocol and port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Record {
+    /// The family of the address.
+    pub family: Family,
+    /// Whether protocol and port are noted as well: `ipv4_addr . inet_proto . inet_service`.
+    pub with_port: bool,
 }
 
 impl Set {
@@ -74,6 +86,7 @@ impl Set {
         match self {
             Self::Ipv4Addresses(_) | Self::Ipv4Ranges(_) => Family::Ipv4,
             Self::Ipv6Addresses(_) | Self::Ipv6Ranges(_) => Family::Ipv6,
+            Self::Record(record) => record.family,
         }
     }
 
@@ -89,6 +102,7 @@ impl Set {
             Self::Ipv6Addresses(addresses) => addresses.len(),
             Self::Ipv4Ranges(ranges) => ranges.len(),
             Self::Ipv6Ranges(ranges) => ranges.len(),
+            Self::Record(_) => 0,
         }
     }
 
@@ -104,12 +118,22 @@ impl Set {
             Self::Ipv6Addresses(_) => Self::Ipv6Addresses(Vec::new()),
             Self::Ipv4Ranges(_) => Self::Ipv4Ranges(Vec::new()),
             Self::Ipv6Ranges(_) => Self::Ipv6Ranges(Vec::new()),
+            Self::Record(record) => Self::Record(*record),
         }
     }
 
-    /// Whether the kernel would make both in the same way: the same family, both hashed or both interval sets.
+    /// What the kernel notes in the set by itself, if that is what it is for.
+    pub fn record(&self) -> Option<Record> {
+        match self {
+            Self::Record(record) => Some(*record),
+            _ => None,
+        }
+    }
+
+    /// Whether the kernel would make both in the same way: the same family, both hashed or both interval sets, and both for
+    /// the same elements.
     pub fn same_kind(&self, other: &Self) -> bool {
-        self.family() == other.family() && self.is_interval() == other.is_interval()
+        self.family() == other.family() && self.is_interval() == other.is_interval() && self.record() == other.record()
     }
 }
 

@@ -124,12 +124,12 @@ impl Writer {
                 start
             }
             Change::AddSet(name, kind, size) => {
-                let (key, length) = match kind.family() {
-                    Family::Ipv4 => (set::TYPE_IPV4_ADDRESS, 4),
-                    Family::Ipv6 => (set::TYPE_IPV6_ADDRESS, 16),
+                let flags = match kind {
+                    Set::Ipv4Ranges(_) | Set::Ipv6Ranges(_) => set::FLAG_INTERVAL,
+                    Set::Record(_) => set::FLAG_EVAL,
+                    Set::Ipv4Addresses(_) | Set::Ipv6Addresses(_) => 0,
                 };
-                let flags = if kind.is_interval() { set::FLAG_INTERVAL } else { 0 };
-                let start = self.new_set(name, (key, length), flags);
+                let start = self.new_set(name, key_of(kind), flags);
                 if let Some(size) = size {
                     let nest = begin_nest(&mut self.bytes, set::DESCRIPTION);
                     put_be32(&mut self.bytes, set::DESCRIPTION_SIZE, *size);
@@ -217,6 +217,8 @@ impl Writer {
             Set::Ipv6Ranges(ranges) => self.lists(kind, flags, name, ranges, |bytes, range| {
                 put_range(bytes, range, |address: Ipv6Addr| address.octets());
             }),
+            // They have none that portward puts there.
+            Set::Record(_) => self.lists(kind, flags, name, &[], |_, (): &()| ()),
         }
     }
 
@@ -308,6 +310,20 @@ fn put_element(bytes: &mut Vec<u8>, key: &[u8], flags: u32, verdict: Option<&Ver
     }
     end_nest(bytes, entry);
     debug_assert!(bytes.len() - entry < u16::MAX as usize - NEST_LIMIT - ATTRIBUTE_HEADER);
+}
+
+/// The type and the length in bytes of the key of a set. Each part of a key fills whole words of 32 bits.
+pub(super) fn key_of(kind: &Set) -> (u32, u32) {
+    let (address, length) = match kind.family() {
+        Family::Ipv4 => (set::TYPE_IPV4_ADDRESS, 4),
+        Family::Ipv6 => (set::TYPE_IPV6_ADDRESS, 16),
+    };
+    match kind.record() {
+        Some(record) if record.with_port => {
+            ((address << set::TYPE_BITS | set::TYPE_PROTOCOL) << set::TYPE_BITS | set::TYPE_PORT, length + 8)
+        }
+        _ => (address, length),
+    }
 }
 
 /// The kernel's number of a verdict.

@@ -1,14 +1,14 @@
 //! The table as the kernel describes it, read back into a [`Ruleset`]. Nothing here trusts a message.
 #![forbid(unsafe_code)]
 
-use super::batch::Handles;
+use super::batch::{Handles, key_of};
 use super::uapi::{self, NFPROTO_INET, chain, data, element, expression as attribute, message, rule, set, table};
 use super::wire::{Attributes, Malformed, Message, attributes};
 use crate::kernel::Snapshot;
-use crate::kernel::expression::{ConnectionKey, Expression, MetaKey, PayloadBase, lift};
+use crate::kernel::expression::{ConnectionKey, Expression, FurtherKey, MetaKey, PayloadBase, lift};
 use crate::ruleset::{
-    Address, AddressRange, BaseChain, Chain, ChainPolicy, Hook, LogTarget, Name, PortRange, Rule, Ruleset, Set, TABLE,
-    Verdict, VerdictMap,
+    Address, AddressRange, BaseChain, Chain, ChainPolicy, Family, Hook, LogTarget, Name, PortRange, Record, Rule,
+    Ruleset, Set, TABLE, Verdict, VerdictMap,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -136,12 +136,18 @@ impl TableReader {
         let flags = attributes.be32(set::FLAGS)?.unwrap_or_default();
         let key = (attributes.be32(set::KEY_TYPE)?, attributes.be32(set::KEY_LENGTH)?);
         let interval = flags & set::FLAG_INTERVAL != 0;
-        let plain = flags & !(set::FLAG_INTERVAL | set::FLAG_MAP) == 0
+        let plain = (flags & !(set::FLAG_INTERVAL | set::FLAG_MAP) == 0 || flags == set::FLAG_EVAL)
             && ![set::TIMEOUT, set::EXPRESSION, set::EXPRESSIONS].iter().any(|number| attributes.has(*number));
         let size = attributes.nested(set::DESCRIPTION)?.be32(set::DESCRIPTION_SIZE)?;
         let verdicts = attributes.be32(set::DATA_TYPE)? == Some(set::DATA_VERDICT);
+        let records = [Family::Ipv4, Family::Ipv6]
+            .into_iter()
+            .flat_map(|family| [true, false].map(|with_port| Set::Record(Record { family, with_port })));
         let empty = match (flags & set::FLAG_MAP != 0, key) {
             _ if !plain => None,
+            (false, (Some(kind), Some(length))) if flags == set::FLAG_EVAL => {
+                records.into_iter().find(|record| key_of(record) == (kind, length))
+            }
             (true, (Some(set::TYPE_PORT), Some(2))) if verdicts && size.is_none() => {
                 self.ruleset.maps.insert(name, VerdictMap { interval, elements: Vec::new() });
                 return Ok(());
@@ -179,9 +185,10 @@ impl TableReader {
         Ok(())
     }
 
-    /// The sets and maps whose elements are still to be read.
+    /// The sets and maps whose elements are still to be read. Those that are the kernel's own are not.
     pub(super) fn element_holders(&self) -> Vec<Name> {
-        self.ruleset.sets.keys().chain(self.ruleset.maps.keys()).cloned().collect()
+        let sets = self.ruleset.sets.iter().filter(|(_, set)| set.record().is_none()).map(|(name, _)| name);
+        sets.chain(self.ruleset.maps.keys()).cloned().collect()
     }
 
     /// Takes elements of a set or map.
@@ -282,6 +289,7 @@ impl TableReader {
                 let before = |end: Ipv6Addr| end.to_bits().checked_sub(1).map(Ipv6Addr::from_bits);
                 *of = address_ranges(&elements, ipv6, Ipv6Addr::from_bits(u128::MAX), before)?;
             }
+            Set::Record(_) => {}
         }
         Some(())
     }
@@ -374,25 +382,31 @@ fn read_expression(name: &str, of: &Attributes<'_>) -> Result<Option<Expression>
     let is = |number, value| of.be32(number).map(|found| found == Some(value));
     let register = attribute::REGISTER_1;
     Ok(match name {
-        "meta" if is(attribute::META_DESTINATION, register)? => match of.be32(attribute::META_KEY)? {
+        "meta" => match of.be32(attribute::META_KEY)? {
             Some(attribute::META_KEY_IIF) => Some(MetaKey::InputInterface),
             Some(attribute::META_KEY_OIF) => Some(MetaKey::OutputInterface),
             Some(attribute::META_KEY_NFPROTO) => Some(MetaKey::Family),
             Some(attribute::META_KEY_L4PROTO) => Some(MetaKey::Protocol),
             _ => None,
         }
-        .map(Expression::Meta),
-        "ct" if is(attribute::CT_DESTINATION, register)? => {
-            match (of.be32(attribute::CT_KEY)?, of.u8(attribute::CT_DIRECTION)?) {
-                (Some(attribute::CT_KEY_STATE), None) => Some(ConnectionKey::State),
-                (Some(attribute::CT_KEY_STATUS), None) => Some(ConnectionKey::Status),
-                (Some(attribute::CT_KEY_PROTO_DST), Some(attribute::CT_DIRECTION_ORIGINAL)) => {
-                    Some(ConnectionKey::OriginalDestinationPort)
-                }
-                _ => None,
+        .zip(of.be32(attribute::META_DESTINATION)?.and_then(word))
+        .map(|(key, word)| match word {
+            0 => Expression::Meta(key),
+            word => Expression::Further(word, FurtherKey::Meta(key)),
+        }),
+        "ct" => match (of.be32(attribute::CT_KEY)?, of.u8(attribute::CT_DIRECTION)?) {
+            (Some(attribute::CT_KEY_STATE), None) => Some(ConnectionKey::State),
+            (Some(attribute::CT_KEY_STATUS), None) => Some(ConnectionKey::Status),
+            (Some(attribute::CT_KEY_PROTO_DST), Some(attribute::CT_DIRECTION_ORIGINAL)) => {
+                Some(ConnectionKey::OriginalDestinationPort)
             }
-            .map(Expression::Connection)
+            _ => None,
         }
+        .zip(of.be32(attribute::CT_DESTINATION)?.and_then(word))
+        .map(|(key, word)| match word {
+            0 => Expression::Connection(key),
+            word => Expression::Further(word, FurtherKey::Connection(key)),
+        }),
         "payload" if is(attribute::PAYLOAD_DESTINATION, register)? => {
             let base = match of.be32(attribute::PAYLOAD_BASE)? {
                 Some(attribute::PAYLOAD_BASE_NETWORK) => Some(PayloadBase::Network),
@@ -437,6 +451,17 @@ fn read_expression(name: &str, of: &Attributes<'_>) -> Result<Option<Expression>
                 Some(_) => None,
             }
         }
+        "dynset"
+            if is(attribute::DYNSET_KEY, register)?
+                && is(attribute::DYNSET_OPERATION, attribute::DYNSET_ADD)?
+                && of.be32(attribute::DYNSET_FLAGS)?.unwrap_or_default() == 0
+                && of.be64(attribute::DYNSET_TIMEOUT)?.unwrap_or_default() == 0
+                && ![attribute::DYNSET_DATA, attribute::DYNSET_EXPRESSION, attribute::DYNSET_EXPRESSIONS]
+                    .iter()
+                    .any(|number| of.has(*number)) =>
+        {
+            Some(Expression::Record(of.name(attribute::DYNSET_SET)?.into()))
+        }
         "limit"
             if of.be32(attribute::LIMIT_TYPE)?.unwrap_or_default() == attribute::LIMIT_PACKETS
                 && of.be32(attribute::LIMIT_FLAGS)?.unwrap_or_default() == 0
@@ -458,6 +483,15 @@ fn read_expression(name: &str, of: &Attributes<'_>) -> Result<Option<Expression>
         },
         _ => None,
     })
+}
+
+/// The number of a register as that of its first word, from 0 at the beginning of register 1.
+fn word(register: u32) -> Option<u32> {
+    match register {
+        attribute::REGISTER_1..=attribute::REGISTER_4 => Some((register - attribute::REGISTER_1) * 4),
+        attribute::WORD_0..=attribute::WORD_15 => Some(register - attribute::WORD_0),
+        _ => None,
+    }
 }
 
 fn read_log(of: &Attributes<'_>) -> Result<Option<Expression>, Malformed> {

@@ -8,6 +8,7 @@ mod dump;
 mod monitor;
 mod native;
 mod neighbours;
+mod notes;
 mod sockets;
 pub(crate) mod uapi;
 pub(crate) mod wire;
@@ -18,6 +19,7 @@ pub(crate) use native::clock_is_synchronized;
 #[cfg(feature = "bpf")]
 pub(crate) use native::namespace_cookie;
 pub use neighbours::ForeignChain;
+pub use notes::Note;
 pub use sockets::{Destroyed, Sockets};
 
 use super::{Error, Kernel, Snapshot, next_generation};

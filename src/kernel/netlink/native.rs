@@ -8,7 +8,7 @@
 
 use super::uapi::{NFPROTO_INET, expression as attribute};
 use super::wire::nf_tables;
-use crate::kernel::expression::{ConnectionKey, Expression, MetaKey, PayloadBase};
+use crate::kernel::expression::{ConnectionKey, Expression, FurtherKey, MetaKey, PayloadBase};
 use crate::ruleset::{LogTarget, TABLE};
 pub(super) use mnl::Bus;
 use mnl::Socket as MnlSocket;
@@ -284,32 +284,42 @@ impl Drop for NativeExpression {
     }
 }
 
+fn load_meta(key: MetaKey, register: u32) -> Result<NativeExpression, Unbuildable> {
+    NativeExpression::new(c"meta")?.u32(sys::NFTNL_EXPR_META_DREG, register)?.u32(
+        sys::NFTNL_EXPR_META_KEY,
+        match key {
+            MetaKey::InputInterface => attribute::META_KEY_IIF,
+            MetaKey::OutputInterface => attribute::META_KEY_OIF,
+            MetaKey::Family => attribute::META_KEY_NFPROTO,
+            MetaKey::Protocol => attribute::META_KEY_L4PROTO,
+        },
+    )
+}
+
+fn load_connection(key: ConnectionKey, register: u32) -> Result<NativeExpression, Unbuildable> {
+    let (key, direction) = match key {
+        ConnectionKey::State => (attribute::CT_KEY_STATE, None),
+        ConnectionKey::Status => (attribute::CT_KEY_STATUS, None),
+        ConnectionKey::OriginalDestinationPort => (attribute::CT_KEY_PROTO_DST, Some(attribute::CT_DIRECTION_ORIGINAL)),
+    };
+    let native =
+        NativeExpression::new(c"ct")?.u32(sys::NFTNL_EXPR_CT_DREG, register)?.u32(sys::NFTNL_EXPR_CT_KEY, key)?;
+    match direction {
+        Some(direction) => native.u8(sys::NFTNL_EXPR_CT_DIR, direction),
+        None => Ok(native),
+    }
+}
+
 fn native_expression(expression: &Expression) -> Result<NativeExpression, Unbuildable> {
     let register = attribute::REGISTER_1;
     match expression {
-        Expression::Meta(key) => NativeExpression::new(c"meta")?.u32(sys::NFTNL_EXPR_META_DREG, register)?.u32(
-            sys::NFTNL_EXPR_META_KEY,
+        Expression::Meta(key) => load_meta(*key, register),
+        Expression::Connection(key) => load_connection(*key, register),
+        Expression::Further(words, key) => {
+            let register = attribute::WORD_0 + words;
             match key {
-                MetaKey::InputInterface => attribute::META_KEY_IIF,
-                MetaKey::OutputInterface => attribute::META_KEY_OIF,
-                MetaKey::Family => attribute::META_KEY_NFPROTO,
-                MetaKey::Protocol => attribute::META_KEY_L4PROTO,
-            },
-        ),
-        Expression::Connection(key) => {
-            let (key, direction) = match key {
-                ConnectionKey::State => (attribute::CT_KEY_STATE, None),
-                ConnectionKey::Status => (attribute::CT_KEY_STATUS, None),
-                ConnectionKey::OriginalDestinationPort => {
-                    (attribute::CT_KEY_PROTO_DST, Some(attribute::CT_DIRECTION_ORIGINAL))
-                }
-            };
-            let native = NativeExpression::new(c"ct")?
-                .u32(sys::NFTNL_EXPR_CT_DREG, register)?
-                .u32(sys::NFTNL_EXPR_CT_KEY, key)?;
-            match direction {
-                Some(direction) => native.u8(sys::NFTNL_EXPR_CT_DIR, direction),
-                None => Ok(native),
+                FurtherKey::Meta(key) => load_meta(*key, register),
+                FurtherKey::Connection(key) => load_connection(*key, register),
             }
         }
         Expression::Payload { base, offset, length } => NativeExpression::new(c"payload")?
@@ -340,6 +350,10 @@ fn native_expression(expression: &Expression) -> Result<NativeExpression, Unbuil
             .u32(sys::NFTNL_EXPR_LOOKUP_SREG, register)?
             .u32(sys::NFTNL_EXPR_LOOKUP_DREG, attribute::REGISTER_VERDICT)?
             .text(sys::NFTNL_EXPR_LOOKUP_SET, map),
+        Expression::Record(set) => NativeExpression::new(c"dynset")?
+            .u32(sys::NFTNL_EXPR_DYNSET_SREG_KEY, register)?
+            .u32(sys::NFTNL_EXPR_DYNSET_OP, attribute::DYNSET_ADD)?
+            .text(sys::NFTNL_EXPR_DYNSET_SET_NAME, set),
         Expression::Limit { per_second, burst } => NativeExpression::new(c"limit")?
             .u64(sys::NFTNL_EXPR_LIMIT_RATE, *per_second)?
             .u64(sys::NFTNL_EXPR_LIMIT_UNIT, 1)?

@@ -127,6 +127,8 @@ pub(super) mod set {
     pub(in super::super) const FLAG_ANONYMOUS: u32 = 0x1;
     pub(in super::super) const FLAG_INTERVAL: u32 = 0x4;
     pub(in super::super) const FLAG_MAP: u32 = 0x8;
+    /// `NFT_SET_EVAL`: rules add elements.
+    pub(in super::super) const FLAG_EVAL: u32 = 0x20;
     /// `NFT_DATA_VERDICT`: the data of a verdict map.
     pub(in super::super) const DATA_VERDICT: u32 = 0xffff_ff00;
     /// nft's `TYPE_IPADDR`, `TYPE_IP6ADDR`, `TYPE_INET_SERVICE` (nftables, include/datatype.h). The kernel only keeps
@@ -134,6 +136,10 @@ pub(super) mod set {
     pub(in super::super) const TYPE_IPV4_ADDRESS: u32 = 7;
     pub(in super::super) const TYPE_IPV6_ADDRESS: u32 = 8;
     pub(in super::super) const TYPE_PORT: u32 = 13;
+    /// nft's `TYPE_INET_PROTOCOL`.
+    pub(in super::super) const TYPE_PROTOCOL: u32 = 12;
+    /// A key of several parts has their types, each in so many bits, the first in the highest (`TYPE_BITS`).
+    pub(in super::super) const TYPE_BITS: u32 = 6;
 }
 
 /// `enum nft_set_elem_list_attributes`, `enum nft_set_elem_attributes` and `enum nft_set_elem_flags`.
@@ -171,6 +177,11 @@ pub(super) mod expression {
 
     pub(in super::super) const REGISTER_VERDICT: u32 = 0;
     pub(in super::super) const REGISTER_1: u32 = 1;
+    /// `NFT_REG_4` and `NFT_REG32_00` to `NFT_REG32_15`: registers of 128 bits, and the words that they consist of. The kernel
+    /// names the first word of a register by the register.
+    pub(in super::super) const REGISTER_4: u32 = 4;
+    pub(in super::super) const WORD_0: u32 = 8;
+    pub(in super::super) const WORD_15: u32 = 23;
 
     pub(in super::super) const META_DESTINATION: u16 = 1;
     pub(in super::super) const META_KEY: u16 = 2;
@@ -211,6 +222,17 @@ pub(super) mod expression {
     pub(in super::super) const LOOKUP_SOURCE: u16 = 2;
     pub(in super::super) const LOOKUP_DESTINATION: u16 = 3;
     pub(in super::super) const LOOKUP_FLAGS: u16 = 5;
+
+    pub(in super::super) const DYNSET_SET: u16 = 1;
+    pub(in super::super) const DYNSET_OPERATION: u16 = 3;
+    pub(in super::super) const DYNSET_KEY: u16 = 4;
+    pub(in super::super) const DYNSET_DATA: u16 = 5;
+    pub(in super::super) const DYNSET_TIMEOUT: u16 = 6;
+    pub(in super::super) const DYNSET_EXPRESSION: u16 = 7;
+    pub(in super::super) const DYNSET_FLAGS: u16 = 9;
+    pub(in super::super) const DYNSET_EXPRESSIONS: u16 = 10;
+    /// `NFT_DYNSET_OP_ADD`.
+    pub(in super::super) const DYNSET_ADD: u32 = 0;
 
     pub(in super::super) const LIMIT_RATE: u16 = 1;
     pub(in super::super) const LIMIT_UNIT: u16 = 2;
