@@ -4,7 +4,6 @@
 use super::procfs;
 use super::users::{user_id, user_name};
 use crate::policy::ProcessMatch;
-use glob::{MatchOptions, Pattern};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, readlinkat};
@@ -339,24 +338,18 @@ impl Identity {
         {
             return Err(Mismatch::Unit { belongs_to: self.unit.clone(), wanted: unit.clone() });
         }
-        if !wanted.exe.is_empty() && !self.runs_one_of(&wanted.exe) {
+        let runs_wanted = match &self.program {
+            Program::File(path) => wanted.allows_exe(path),
+            _ => wanted.exe.is_empty(),
+        };
+        if !runs_wanted {
             let wanted = wanted.exe.iter().map(|pattern| pattern.as_str().to_owned()).collect();
             return Err(Mismatch::Program { runs: self.program.clone(), wanted });
         }
-        for pattern in &wanted.args {
-            if !self.arguments.iter().any(|argument| pattern.matches(argument)) {
-                return Err(Mismatch::Argument { wanted: pattern.as_str().to_owned() });
-            }
+        match wanted.missing_argument(&self.arguments) {
+            Some(pattern) => Err(Mismatch::Argument { wanted: pattern.as_str().to_owned() }),
+            None => Ok(()),
         }
-        Ok(())
-    }
-
-    fn runs_one_of(&self, patterns: &[Pattern]) -> bool {
-        let options =
-            MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
-        let Program::File(path) = &self.program else { return false };
-        // A path that is no text has no pattern.
-        path.to_str().is_some_and(|path| patterns.iter().any(|pattern| pattern.matches_with(path, options)))
     }
 }
 

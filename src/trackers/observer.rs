@@ -475,10 +475,8 @@ impl Loop {
         if self.services.is_empty() {
             self.rest();
         } else {
-            let users: Vec<Option<u32>> = self.services.iter().map(|tracked| tracked.user).collect();
-            self.sockets.reconsider(|listener| {
-                listener.inode != 0 && users.iter().any(|user| user.is_none_or(|user| user == listener.uid))
-            });
+            let services = &self.services;
+            self.sockets.reconsider(|listener| may_matter(services, listener));
             self.watch_kernel();
             self.next_look = Instant::now();
         }
@@ -618,7 +616,7 @@ impl Loop {
 
     /// Adds a listener. `pid` is the process that the kernel saw making it.
     fn add(&mut self, listener: Listener, pid: Option<u32>) {
-        let wanted = self.may_matter(&listener);
+        let wanted = may_matter(&self.services, &listener);
         if !self.sockets.insert(listener, wanted) || !wanted {
             return;
         }
@@ -634,12 +632,6 @@ impl Loop {
             let found = self.owners.look(&BTreeSet::from([listener.inode]), pid);
             self.take_owners(&BTreeMap::from([(listener.inode, listener.cookie)]), &found, false);
         }
-    }
-
-    /// Whether the process of a listener needs to be known: not when its user is none that any service has.
-    fn may_matter(&self, listener: &Listener) -> bool {
-        let of_user = |tracked: &Tracked| tracked.user.is_none_or(|user| user == listener.uid);
-        listener.inode != 0 && self.services.iter().any(of_user)
     }
 
     /// Who a process is, as it was when it was looked at first.
@@ -695,7 +687,7 @@ impl Loop {
         for listener in listeners {
             if self.is_relevant(listener.protocol, listener.port) {
                 here.insert(listener.cookie);
-                let wanted = self.may_matter(&listener);
+                let wanted = may_matter(&self.services, &listener);
                 self.sockets.insert(listener, wanted);
             }
         }
@@ -723,7 +715,9 @@ impl Loop {
             let anchor = tracked.watched.service.anchor.into_iter();
             let sockets = anchor.flat_map(|anchor| self.sockets.on_port(Protocol::Tcp, anchor));
             doubtful.extend(
-                sockets.filter(|socket| self.may_matter(&socket.listener)).map(|socket| socket.listener.cookie),
+                sockets
+                    .filter(|socket| may_matter(&self.services, &socket.listener))
+                    .map(|socket| socket.listener.cookie),
             );
         }
         let holders =
@@ -840,6 +834,12 @@ impl Loop {
             });
         }
     }
+}
+
+/// Whether the process of a listener needs to be known: not when its user is none that any service has.
+fn may_matter(services: &[Tracked], listener: &Listener) -> bool {
+    let of_user = |tracked: &Tracked| tracked.user.is_none_or(|user| user == listener.uid);
+    listener.inode != 0 && services.iter().any(of_user)
 }
 
 /// Whether two versions of a service are about the same process, asked in the same way.

@@ -1,4 +1,5 @@
 use super::*;
+use glob::Pattern;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::symlink;

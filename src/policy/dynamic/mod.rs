@@ -86,9 +86,9 @@ impl ProcessMatch {
         self.exe.is_empty() || self.exe.iter().any(|pattern| pattern.matches_path_with(path, options))
     }
 
-    /// Whether these may be the arguments of the command line.
-    pub fn allows_args<A: AsRef<str>>(&self, args: &[A]) -> bool {
-        self.args.iter().all(|pattern| args.iter().any(|arg| pattern.matches(arg.as_ref())))
+    /// The first pattern that matches no whole argument of a command line.
+    pub fn missing_argument<A: AsRef<str>>(&self, args: &[A]) -> Option<&Pattern> {
+        self.args.iter().find(|pattern| !args.iter().any(|arg| pattern.matches(arg.as_ref())))
     }
 }
 

@@ -28,11 +28,11 @@ fn a_path_is_compared_part_by_part() {
 #[test]
 fn every_pattern_matches_one_whole_argument() {
     let process = ProcessMatch { args: patterns(&["imqbroker", "-D*=/opt/*"]), ..Default::default() };
-    assert!(process.allows_args(&["java", "-Dhome=/opt/openmq/mq", "imqbroker"]));
-    assert!(!process.allows_args(&["java", "imqbroker"]));
-    assert!(!process.allows_args(&["java", "-Dhome=/opt/openmq/mq", "-name=imqbroker"]));
-    assert!(!process.allows_args::<&str>(&[]));
-    assert!(ProcessMatch::default().allows_args::<&str>(&[]));
+    assert!(process.missing_argument(&["java", "-Dhome=/opt/openmq/mq", "imqbroker"]).is_none());
+    assert!(process.missing_argument(&["java", "imqbroker"]).is_some());
+    assert!(process.missing_argument(&["java", "-Dhome=/opt/openmq/mq", "-name=imqbroker"]).is_some());
+    assert!(process.missing_argument::<&str>(&[]).is_some());
+    assert!(ProcessMatch::default().missing_argument::<&str>(&[]).is_none());
 }
 
 /// A path that a process chose for itself, with the most demanding pattern that a policy can have.

@@ -368,7 +368,7 @@ proptest! {
         for loaded in [parse(&text), parse(&with_args)].into_iter().flatten() {
             let process = &loaded.policy.dynamic["imq"].process;
             let _ = process.allows_exe(path.as_ref());
-            let _ = process.allows_args(&[&path]);
+            let _ = process.missing_argument(&[&path]);
         }
     }
 
