@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on has failed.
 
 mod place;
+mod program;
 
 use nix::sys::signal::Signal;
 use place::{Daemon, PATIENCE, Place, policy};
@@ -342,7 +343,7 @@ fn the_control_socket_answers_root_only_and_reads_little() {
     // Even where the modes would let somebody in.
     fs::set_permissions(place.folder.path(), Permissions::from_mode(0o755)).unwrap();
     let binary = place.path("portward");
-    fs::copy(env!("CARGO_BIN_EXE_portward"), &binary).unwrap();
+    program::copy(env!("CARGO_BIN_EXE_portward"), &binary);
     let as_nobody = || {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary);

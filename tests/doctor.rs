@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // A test that cannot go on has failed.
 
+mod program;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -234,7 +236,7 @@ fn tables_of_others_are_told_by_what_they_do_to_packets() {
 fn a_program_that_was_replaced_while_it_runs_is_told() {
     let place = Place::new();
     let program = place.path("portward");
-    fs::copy(PROGRAM, &program).unwrap();
+    program::copy(PROGRAM, &program);
     let daemon = place.start(&program);
     fs::remove_file(&program).unwrap();
     place.doctor().expect("program", "warning", "replaced on disk");
@@ -244,11 +246,12 @@ fn a_program_that_was_replaced_while_it_runs_is_told() {
 #[test]
 fn a_daemon_without_its_rights_is_told() {
     let place = Place::new();
-    let program = place.path("confined");
+    let (written, program) = (place.path("confined.sh"), place.path("confined"));
     // Nobody but portward gets to run: the shell is replaced.
     let script = format!("#!/bin/sh\nexec setpriv --bounding-set=-all,+net_admin {PROGRAM} \"$@\"\n");
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    fs::write(&written, script).unwrap();
+    fs::set_permissions(&written, Permissions::from_mode(0o755)).unwrap();
+    program::copy(&written, &program);
     let daemon = place.start(&program);
     place.doctor().expect("capabilities", "warning", "CAP_SYS_PTRACE");
     drop(daemon);
@@ -269,7 +272,7 @@ fn hidden_processes_are_told() {
 fn without_root_it_says_what_it_could_not_see() {
     let place = Place::new();
     let program = place.path("portward");
-    fs::copy(PROGRAM, &program).unwrap();
+    program::copy(PROGRAM, &program);
     fs::set_permissions(place.folder.path(), Permissions::from_mode(0o755)).unwrap();
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", program.to_str().unwrap()];
     let report = Report::of(&place.doctor_of(&nobody));

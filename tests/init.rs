@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // A test that cannot go on has failed.
 
+mod program;
+
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use std::fs::{self, File};
@@ -157,7 +159,7 @@ fn an_unprivileged_user_sees_as_much() {
     // The binary lies where only its owner may look.
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     let program = folder.path().join("portward");
-    fs::copy(env!("CARGO_BIN_EXE_portward"), &program).unwrap();
+    program::copy(env!("CARGO_BIN_EXE_portward"), &program);
     fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let output = Command::new("ip")

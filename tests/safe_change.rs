@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on has failed.
 
 mod place;
+mod program;
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
@@ -600,7 +601,7 @@ impl<'p> Login<'p> {
         fs::create_dir(&folder).unwrap();
         // Processes are known by the names of their programs.
         let program = folder.join(name);
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        program::copy(std::env::current_exe().unwrap(), &program);
         let play = |test: &str, variable: &str| {
             let mut command = place.command(text(&program));
             command.args(["--exact", test, "--nocapture"]).env(variable, &folder);

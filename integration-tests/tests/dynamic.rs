@@ -6,6 +6,7 @@
 use nix::sys::signal::Signal;
 use portward_integration_tests::portward::{Daemon, portward, text};
 use portward_integration_tests::probe::QUIET;
+use portward_integration_tests::program;
 use portward_integration_tests::service::{self, Service};
 use portward_integration_tests::site::{PATIENCE, Site};
 use portward_integration_tests::{HostSpec, Lab};
@@ -269,7 +270,7 @@ fn another_program_of_the_right_user_takes_the_anchor() {
     let site = site(&app(""));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
-    fs::copy(service::path().unwrap(), &copy).unwrap();
+    program::copy(&service::path().unwrap(), &copy).unwrap();
     let mut thief = Service::start_command(site.host(), &mut Command::new(&copy)).unwrap();
     thief.listen("tcp [::]:9000").unwrap();
     thief.listen("tcp [::]:0").unwrap();
@@ -283,7 +284,7 @@ fn names_and_arguments_are_faked() {
     let site = site(&app("").replace("exe =", "args = [\"genuine\"], exe ="));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
-    fs::copy(&name, &copy).unwrap();
+    program::copy(&name, &copy).unwrap();
     let mut command = Command::new(&copy);
     command.arg0(&name).arg("genuine").uid(NOBODY).gid(NOBODY);
     let folder_mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
@@ -306,7 +307,7 @@ fn names_and_arguments_are_faked() {
 fn a_deleted_or_replaced_program_is_not_trusted() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().canonicalize().unwrap().join("service");
-    fs::copy(service::path().unwrap(), &copy).unwrap();
+    program::copy(&service::path().unwrap(), &copy).unwrap();
     let description =
         app("").replace(service::path().unwrap().canonicalize().unwrap().to_str().unwrap(), copy.to_str().unwrap());
     let site = site(&description);
@@ -316,7 +317,7 @@ fn a_deleted_or_replaced_program_is_not_trusted() {
     service.listen("tcp [::]:9000").unwrap();
     service.listen("tcp [::]:0").unwrap();
     site.wait_condition("unverified");
-    fs::copy(service::path().unwrap(), &copy).unwrap();
+    program::copy(&service::path().unwrap(), &copy).unwrap();
     sleep(QUIET);
     assert_eq!(site.service()["condition"], "unverified");
     assert!(site.open("tcp").is_empty());
@@ -357,7 +358,7 @@ fn a_port_is_shared_with_a_stranger() {
     // The kernel lets only the same user share a TCP port; a program of the same user is a stranger all the same.
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
-    fs::copy(service::path().unwrap(), &copy).unwrap();
+    program::copy(&service::path().unwrap(), &copy).unwrap();
     let mut thief = Service::start_command(site.host(), &mut Command::new(&copy)).unwrap();
     thief.listen(&format!("tcp [::]:{port} reuse")).unwrap();
     site.wait_open(&[]);

@@ -1,3 +1,6 @@
+#[path = "../../../tests/program/mod.rs"]
+mod program;
+
 use super::*;
 use glob::Pattern;
 use std::fs;
@@ -125,7 +128,7 @@ fn a_real_process_is_identified() {
 fn a_program_that_is_deleted_or_replaced_is_no_program_of_that_path() {
     let folder = tempfile::tempdir().unwrap();
     let program = fs::canonicalize(folder.path()).unwrap().join("program");
-    fs::copy("/bin/sleep", &program).unwrap();
+    program::copy("/bin/sleep", &program);
     let child = Running::start(Command::new(&program).arg("600"));
     let process = child.process();
     assert_eq!(process.identity().unwrap().program, Program::File(program.clone()));
@@ -133,11 +136,11 @@ fn a_program_that_is_deleted_or_replaced_is_no_program_of_that_path() {
     fs::remove_file(&program).unwrap();
     assert_eq!(process.identity().unwrap().program, Program::Deleted(program.clone()));
     // A file of the old name is another file, and so is one of the name that the kernel gives.
-    fs::copy("/bin/sleep", &program).unwrap();
+    program::copy("/bin/sleep", &program);
     assert_eq!(process.identity().unwrap().program, Program::Deleted(program.clone()));
     let mut marked = program.clone().into_os_string();
     marked.push(" (deleted)");
-    fs::copy("/bin/sleep", &marked).unwrap();
+    program::copy("/bin/sleep", &marked);
     assert_eq!(process.identity().unwrap().program, Program::Deleted(program));
 }
 
@@ -158,7 +161,7 @@ fn a_program_whose_folder_was_renamed_over_is_another_file() {
     let (real, fake) = (root.join("real"), root.join("fake"));
     for folder in [&real, &fake] {
         fs::create_dir(folder).unwrap();
-        fs::copy("/bin/sleep", folder.join("java")).unwrap();
+        program::copy("/bin/sleep", folder.join("java"));
     }
     let child = Running::start(Command::new(fake.join("java")).arg("600"));
     // The kernel follows the folder to its new name.
