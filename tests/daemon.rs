@@ -427,3 +427,35 @@ fn the_sandbox_stands_apart_and_leaves_nothing() {
     assert!(child.end().success(), "{}", child.log());
     assert!(!scratch.exists());
 }
+
+/// A daemon that was started by hand as root gives up what it does not need, in every thread, and so does whatever it
+/// would start.
+#[test]
+fn a_daemon_keeps_the_capabilities_that_it_needs_and_no_others() {
+    let place = Place::new();
+    let file = place.path("policy.toml");
+    fs::write(&file, policy("192.0.2.1")).unwrap();
+    let daemon = place.start(&file);
+    // Numbers of linux/capability.h: CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SYS_PTRACE; CAP_BPF.
+    let (needed, bpf) = (1_u64 << 2 | 1 << 12 | 1 << 19, 1_u64 << 39);
+    let mut observers = 0;
+    for thread in fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap() {
+        // A thread may have ended meanwhile.
+        let Ok(status) = fs::read_to_string(thread.unwrap().path().join("status")) else { continue };
+        let field = |name: &str| {
+            status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap().trim().to_owned()
+        };
+        let set = |name: &str| u64::from_str_radix(&field(name), 16).unwrap();
+        let observes = field("Name") == "observer";
+        observers += usize::from(observes);
+        let expected = if observes && cfg!(feature = "bpf") { needed | bpf } else { needed };
+        for name in ["CapEff", "CapPrm"] {
+            assert_eq!(set(name), expected, "{name}: {status}");
+        }
+        for name in ["CapInh", "CapAmb", "CapBnd"] {
+            assert_eq!(set(name), 0, "{name}: {status}");
+        }
+        assert_eq!(field("NoNewPrivs"), "1", "{status}");
+    }
+    assert_eq!(observers, 1);
+}

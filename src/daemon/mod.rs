@@ -10,6 +10,7 @@
 
 mod asker;
 mod boot;
+mod capabilities;
 mod control;
 mod dynamic;
 pub mod flows;
@@ -129,13 +130,15 @@ pub fn run(config: Config) -> Result<(), Error> {
         .map_err(failed("the runtime cannot be started"))?;
     runtime.block_on(async {
         let server = Server::bind(&config.control_socket)?;
+        warn_of(capabilities::keep_needed(config.trackers.events));
+        let dynamic =
+            Dynamic::start(config.trackers.clone()).map_err(failed("the observer of listeners cannot be started"))?;
+        warn_of(capabilities::leave_to_observer());
         let mut signals = Signals::new().map_err(failed("signals cannot be handled"))?;
         let mut files = vec![config.sources.policy.clone()];
         files.extend(config.sources.catalogue.clone());
         // Watching begins before the first read, so that no change falls between the two.
         let watcher = Watcher::new(&files).map_err(failed("the policy cannot be watched"))?;
-        let dynamic =
-            Dynamic::start(config.trackers.clone()).map_err(failed("the observer of listeners cannot be started"))?;
         let mut daemon = Daemon::new(config, Netlink::open()?, dynamic);
         daemon.start().await?;
 
@@ -149,6 +152,13 @@ pub fn run(config: Config) -> Result<(), Error> {
         let _ = server.await;
         Ok(())
     })
+}
+
+/// A daemon that may do more than it needs is better than none.
+fn warn_of(result: Result<(), capabilities::Error>) {
+    if let Err(error) = result {
+        warn!("the daemon may do more than it needs: {}", describe(&error));
+    }
 }
 
 /// The signals that the daemon heeds.

@@ -56,9 +56,10 @@ impl Place {
     }
 
     pub(crate) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
+        // Not `ip netns exec`, which puts a fresh /sys above the control groups.
+        let mut command = Command::new("nsenter");
         command
-            .args(["netns", "exec", &self.namespace, program])
+            .args([&format!("--net=/run/netns/{}", self.namespace), program])
             .env_remove("NOTIFY_SOCKET")
             .env_remove("PORTWARD_LOG");
         command

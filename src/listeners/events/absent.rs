@@ -3,6 +3,7 @@
 
 use super::{Event, Unavailable};
 use crate::ruleset::{PortRange, Protocol};
+use caps::Capability;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
@@ -11,6 +12,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 pub struct Events(Infallible);
 
 impl Events {
+    /// The capabilities that it needs: none.
+    pub fn capabilities() -> Vec<Capability> {
+        Vec::new()
+    }
+
     /// Says that there are none.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use crate::ruleset::{PortRange, Protocol};
 use aya::maps::{Array, MapData, MapError, RingBuf};
 use aya::programs::{CgroupAttachMode, CgroupSock, ProgramError, SockOps};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use caps::{CapSet, Capability};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -48,6 +49,21 @@ impl fmt::Debug for Events {
 }
 
 impl Events {
+    /// The capabilities that [`open`](Self::open) and reading need on this system, besides CAP_NET_ADMIN.
+    pub fn capabilities() -> Vec<Capability> {
+        // The kernel knows no such capability before Linux 5.8 (prctl(2), PR_CAPBSET_READ). It asks for these instead;
+        // the second is for the locked memory.
+        let has_bpf = caps::has_cap(None, CapSet::Bounding, Capability::CAP_BPF).is_ok();
+        let mut needed = match has_bpf {
+            true => vec![Capability::CAP_BPF],
+            false => vec![Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_RESOURCE],
+        };
+        if !cgroup::is_mounted() {
+            needed.push(Capability::CAP_SYS_ADMIN);
+        }
+        needed
+    }
+
     /// Loads the programs and attaches them to the root of cgroup2. No port is of interest yet. Reading never blocks.
     ///
     /// # Errors

@@ -17,15 +17,24 @@ use std::path::{Path, PathBuf};
 /// Opens the root of cgroup2. Where it is not mounted (RHEL 8 mounts version 1 only), it is mounted for a moment: the
 /// programs are attached to the hierarchy, not to the mount.
 pub(super) fn open_root() -> Result<OwnedFd, Unavailable> {
+    match open_mounted()? {
+        Some(root) => Ok(root),
+        None => open_unmounted(),
+    }
+}
+
+/// Whether the root of cgroup2 is there without mounting it.
+pub(super) fn is_mounted() -> bool {
+    matches!(open_mounted(), Ok(Some(_)))
+}
+
+fn open_mounted() -> Result<Option<OwnedFd>, Unavailable> {
     // A thread may have mounts of its own.
     let mounts = fs::read("/proc/thread-self/mountinfo").map_err(|error| Unavailable::Cgroup {
         doing: "reading /proc/thread-self/mountinfo".to_owned(),
         source: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
     })?;
-    match mount_points(&mounts).find_map(|path| open_folder(&path).ok()) {
-        Some(root) => Ok(root),
-        None => open_unmounted(),
-    }
+    Ok(mount_points(&mounts).find_map(|path| open_folder(&path).ok()))
 }
 
 /// Opens the root of cgroup2 where it is mounted, if nothing else is mounted over it.
