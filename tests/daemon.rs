@@ -203,16 +203,28 @@ fn without_a_good_policy_a_table_is_kept_and_no_table_is_an_error() {
     assert!(daemon.log().contains("policy.toml:1"), "{}", daemon.log());
     assert_eq!(place.table(), None);
 
-    fs::write(&file, policy("192.0.2.1")).unwrap();
+    let good = place.path("good.toml");
+    for path in [&good, &file] {
+        fs::write(path, policy("192.0.2.1")).unwrap();
+    }
     place.start(&file).stop();
-    let (generation, _) = place.compare(&file);
+    let (generation, _) = place.compare(&good);
 
     fs::write(&file, "nonsense").unwrap();
     let daemon = place.start(&file);
-    assert_eq!(place.status()["condition"], "keeping");
-    assert_eq!(place.status()["enforced"], Value::Null);
+    let status = place.status();
+    assert_eq!((&status["condition"], &status["source"]), (&"keeping".into(), &"last-good".into()));
+    assert_eq!(status["enforced"]["host"], "console");
+    assert_eq!(place.compare(&good).0, generation, "it is the same table");
+    daemon.stop();
+
+    // A table that nobody knows the policy of is kept as well, and guarded.
+    fs::remove_dir_all(place.state()).unwrap();
+    let daemon = place.start(&file);
+    let status = place.status();
+    assert_eq!((&status["condition"], &status["source"]), (&"keeping".into(), &"earlier-daemon".into()));
+    assert_eq!(status["enforced"], Value::Null);
     assert!(place.table_has("192.0.2.1"));
-    // What is kept is guarded, too.
     assert!(place.nft(&["flush", "ruleset"]).status.success());
     place.wait_for_admin(&daemon, "192.0.2.1");
 

@@ -209,6 +209,26 @@ fn a_restarted_daemon_verifies_everything_anew_and_loses_no_port() {
 }
 
 #[test]
+fn a_restart_with_a_policy_that_does_not_load_loses_no_port() {
+    let mut site = site(&app(""));
+    let mut service = Service::start(site.host()).unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    let stays = service.listen("tcp [::]:50001").unwrap();
+    let goes = service.listen("tcp [::]:50002").unwrap();
+    site.wait_open(&[stays, goes]);
+    fs::write(site.policy(), "an edit that went wrong").unwrap();
+    site.daemon.end(Signal::SIGKILL).unwrap();
+    service.tell(&format!("close {goes}")).unwrap();
+    site.start_again().unwrap();
+    // Ready means, here too, that what is open is verified.
+    assert_eq!(site.status()["condition"], "keeping");
+    assert_eq!(site.open("tcp"), [stays]);
+    // They are followed as ever.
+    let comes = service.listen("tcp [::]:50003").unwrap();
+    site.wait_open(&[stays, comes]);
+}
+
+#[test]
 fn a_service_that_restarts_all_the_time_does_not_flood_the_kernel() {
     let site = site(&app("limit = 1000"));
     let generation = || -> u64 { site.status()["generation"].as_u64().unwrap() };

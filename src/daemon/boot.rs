@@ -2,7 +2,8 @@
 //! that was cut short.
 //!
 //! In this order: the policy file; the table that an earlier daemon left in the kernel, unless it was on trial; the last
-//! good policy on disk; the fail-safe. Without any of them the start fails, and nothing is enforced.
+//! good policy on disk; the fail-safe. Without any of them the start fails, and nothing is enforced. The table mostly is
+//! that of the last good policy, which then says what it means: whose the dynamic ports in it are.
 
 use super::identity::Identity;
 use super::load::{self, HostChoice, Site, Sources, Texts};
@@ -10,8 +11,10 @@ use super::status::{Enforced, Failure, Source, now};
 use super::{Daemon, Desired, Error, can_be_restored};
 use crate::describe;
 use crate::kernel::Kernel;
-use crate::plan::{HostError, fail_safe};
+use crate::plan::{self, HostError, fail_safe};
 use crate::policy::{EgressMode, Host, Policy};
+use crate::ruleset::Ruleset;
+use crate::ruleset::diff::diff;
 use crate::state::{self, Applied, FailSafe};
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -126,7 +129,7 @@ impl<K: Kernel> Daemon<K> {
     }
 
     /// Finds what to enforce although the policy file is of no use.
-    pub(super) fn start_without_policy(&mut self, error: load::Error, was_trial: bool) -> Result<(), Error> {
+    pub(super) async fn start_without_policy(&mut self, error: load::Error, was_trial: bool) -> Result<(), Error> {
         let snapshot = self.reconciler.snapshot()?;
         let table = snapshot.table.clone();
         let can_be_restored = snapshot.foreign.is_empty() && table.as_ref().is_some_and(can_be_restored);
@@ -139,9 +142,17 @@ impl<K: Kernel> Daemon<K> {
             return Ok(());
         }
         let Some(table) = table else { return Err(error.into()) };
+        if can_be_restored && let Some(desired) = self.policy_of(&table) {
+            self.want(desired);
+            self.adopt().await?;
+            self.note_policy_error(&error, true);
+            warn!("the table in the kernel is that of the last good policy, and stays until the policy loads");
+            self.bring_into_step("the policy does not load")?;
+            return Ok(());
+        }
         if can_be_restored {
             let (source, keepsake) = (Source::EarlierDaemon, None);
-            // Nobody knows any more whose ports the dynamic ones were: they are closed.
+            // Nobody knows whose ports the dynamic ones were: they are closed.
             let services = Vec::new();
             self.want(Desired { ruleset: table, services, site: None, enforced: None, source, keepsake });
         }
@@ -151,6 +162,15 @@ impl<K: Kernel> Daemon<K> {
         self.status.send_modify(|status| status.source = Source::EarlierDaemon);
         self.publish();
         Ok(())
+    }
+
+    /// The last good policy, if this table is what it means, whichever dynamic ports are open in it.
+    fn policy_of(&mut self, table: &Ruleset) -> Option<Desired> {
+        let applied = self.store.last_good().ok()??;
+        let desired = self.desired_of(applied).ok()?;
+        let mut closed = table.clone();
+        plan::open(&mut closed, &plan::OpenPorts::new());
+        diff(Some(&closed), Some(&desired.ruleset)).is_empty().then_some(desired)
     }
 
     /// The last good policy, else the fail-safe, else nothing.

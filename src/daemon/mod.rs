@@ -317,7 +317,7 @@ impl<K: Kernel> Daemon<K> {
                 }
             }
             Ok(None) => {}
-            Err(error) => self.start_without_policy(error, was_trial)?,
+            Err(error) => self.start_without_policy(error, was_trial).await?,
         }
         // Only what was applied is remembered, and only after that a trial is forgotten.
         self.remember(Cause::Start.words(), &Asker::file().user);
