@@ -22,11 +22,15 @@ deb | rpm) kind=$1 ;;
     ;;
 esac
 
-# The same source gives the same package: files carry the time of the commit.
+# The same source gives the same package, whoever builds it where: files carry the time of the commit, and messages name
+# no folder of this machine.
 if [ -z "${SOURCE_DATE_EPOCH-}" ]; then
     SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || date +%s)
     export SOURCE_DATE_EPOCH
 fi
+
+REGISTRY=${CARGO_HOME:-$HOME/.cargo}/registry/src
+export RUSTFLAGS="${RUSTFLAGS-} --remap-path-prefix=$PWD=/usr/src/portward --remap-path-prefix=$REGISTRY=/usr/src/cargo"
 
 export PATH="$TOOLS/python/bin:$TOOLS/bin:$PATH"
 cargo-zigbuild zigbuild --release --locked --package portward --bin portward --target "$TARGET.$GLIBC" \

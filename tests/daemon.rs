@@ -190,6 +190,7 @@ fn the_table_outlives_the_daemon_and_is_adopted() {
 
     let down = place.portward(&["down"]);
     assert_eq!(down.status.code(), Some(0), "{}", String::from_utf8_lossy(&down.stderr));
+    assert_eq!(String::from_utf8_lossy(&down.stdout), "the table is removed\n");
     assert_eq!(place.table(), None);
 }
 

@@ -8,7 +8,7 @@ use crate::daemon::{DEFAULT_CONTROL_SOCKET, ask};
 use crate::kernel::Netlink;
 use clap::Args;
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Remove portward's table from the kernel: the host is then open
 ///
@@ -18,6 +18,9 @@ pub(super) struct Down {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// The daemon's control socket, to say when a daemon would put the table back
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
+    control_socket: PathBuf,
 }
 
 impl Down {
@@ -28,7 +31,7 @@ impl Down {
             return Answer::json(&json!({ "removed": removed, "generation": outcome.generation }), Code::Fine);
         }
         let mut text = if removed { "the table is removed\n" } else { "there is no table\n" }.to_owned();
-        if let Some(pid) = running_daemon() {
+        if let Some(pid) = running_daemon(&self.control_socket) {
             text.push_str(&format!(
                 "a daemon is running (process {pid}) and puts it back at once: stop it first, then repeat this\n"
             ));
@@ -37,9 +40,9 @@ impl Down {
     }
 }
 
-/// The process of the daemon that serves the usual socket, if there is one.
-fn running_daemon() -> Option<u32> {
-    match ask(Path::new(DEFAULT_CONTROL_SOCKET), &Request::Status) {
+/// The process of the daemon that serves this socket, if there is one.
+fn running_daemon(socket: &Path) -> Option<u32> {
+    match ask(socket, &Request::Status) {
         Ok(Reply::Status(status)) => Some(status.pid),
         _ => None,
     }

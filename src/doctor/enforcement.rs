@@ -155,7 +155,7 @@ impl Enforcement {
             findings.push(Finding::note(
                 "mode",
                 format!("it only observes{since}: nothing is denied"),
-                "look through `journalctl -k -g 'would deny'`, then write mode = \"enforce\"",
+                "look through `portward observe-report`, then `portward enforce`",
             ));
         }
         if is_older(OLD) {

@@ -215,10 +215,10 @@ impl Writer {
              # 2. Add the other appliances of the deployment: the same file serves all of them.\n\
              # 3. `portward check` says whether it loads, `portward show` what it opens here.\n\
              # 4. `systemctl enable --now portward` begins to observe. After a day with backups and updates,\n\
-             #    `journalctl -k -g 'would deny'` shows what the file does not know yet.\n\
-             # 5. mode = \"enforce\".\n\
+             #    `portward observe-report` shows what the file does not know yet, and what would admit it.\n\
+             # 5. `portward enforce` denies the rest, on trial: it goes back unless `portward confirm` follows.\n\
              #\n\
-             # docs/policy.md explains every key.",
+             # `man portward-policy` explains every key.",
         );
         if !findings.unseen.is_empty() {
             self.line("#");
