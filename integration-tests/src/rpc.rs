@@ -2,9 +2,9 @@
 
 use crate::lab::Host;
 use crate::program::{self, Program, with_mounts};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,32 @@ pub struct RpcServices {
     folder: PathBuf,
     /// By name, `rpcbind` included.
     programs: BTreeMap<String, Program>,
+}
+
+/// A service of the operating system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RpcService {
+    /// rpc.mountd, of NFS.
+    Mountd,
+    /// rpc.rquotad.
+    Rquotad,
+}
+
+impl RpcService {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Mountd => "rpc.mountd",
+            Self::Rquotad => "rpc.rquotad",
+        }
+    }
+
+    /// The program's number, and a version that it answers to (RFC 1813, appendix I; rpcsvc/rquota.x).
+    fn number_and_version(self) -> (u32, u32) {
+        match self {
+            Self::Mountd => (100_005, 3),
+            Self::Rquotad => (100_011, 1),
+        }
+    }
 }
 
 /// By whom and how something is registered.
@@ -79,15 +105,58 @@ impl RpcServices {
         Ok(())
     }
 
-    /// Starts a service that stays in the foreground with `-F`: `rpc.mountd` or `rpc.rquotad`. It registers itself a
-    /// little later.
+    /// Starts a service and waits until it answers. By then it has registered all of its ports.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub fn start_service(&mut self, name: &str) -> Result<()> {
-        let program = self.spawn(name, &["-F"])?;
+    /// With its complaints, when it does not start.
+    pub fn start_service(&mut self, service: RpcService) -> Result<()> {
+        let name = service.program();
+        let mut program = self.spawn(name, &["-F"])?;
+        let (number, version) = service.number_and_version();
+        let deadline = Instant::now() + PATIENCE;
+        while self.rpcinfo(&["-T", "tcp", "127.0.0.1", &number.to_string(), &version.to_string()]).is_err() {
+            ensure!(program.runs()?, "{name} ended:\n{}", program.complaints());
+            ensure!(Instant::now() < deadline, "{name} does not answer:\n{}", program.complaints());
+            thread::sleep(Duration::from_millis(10));
+        }
         self.programs.insert(name.to_owned(), program);
         Ok(())
+    }
+
+    /// The protocols and ports that root has registered for a service.
+    ///
+    /// # Errors
+    /// When rpcbind does not tell, or not as rpcinfo(8) prints it.
+    pub fn registered(&self, service: RpcService) -> Result<BTreeSet<(&'static str, u16)>> {
+        let (number, _) = service.number_and_version();
+        let text = self.rpcinfo(&[])?;
+        let mut ports = BTreeSet::new();
+        for line in text.lines() {
+            // program, version, netid, address, service, owner
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [program, _, netid, address, .., "superuser"] = fields[..] else { continue };
+            if program != number.to_string() {
+                continue;
+            }
+            let protocol = match netid {
+                "tcp" | "tcp6" => "tcp",
+                "udp" | "udp6" => "udp",
+                _ => continue,
+            };
+            // The port is the last two numbers of the address.
+            let mut numbers = address.rsplit('.').map(str::parse::<u16>);
+            let (Some(Ok(low)), Some(Ok(high))) = (numbers.next(), numbers.next()) else {
+                bail!("rpcinfo prints the address {address}");
+            };
+            ports.insert((protocol, high * 256 + low));
+        }
+        Ok(ports)
+    }
+
+    fn rpcinfo(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.host.output(self.command("rpcinfo").args(arguments))?;
+        ensure!(output.status.success(), "rpcinfo: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The socket of rpcbind, as it is seen from here; for the services it is /run/rpcbind.sock.

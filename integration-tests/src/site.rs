@@ -27,6 +27,21 @@ pub struct Site {
     lab: Lab,
 }
 
+/// The appliances of the laboratory as a policy has them, with these roles of `ep`.
+pub fn hosts(roles: &str) -> String {
+    format!(
+        "[[host]]
+name = \"console\"
+addresses = [\"192.0.2.1\", \"2001:db8::1\"]
+roles = [\"console\"]
+[[host]]
+name = \"ep\"
+addresses = [\"192.0.2.2\", \"192.0.2.22\", \"2001:db8::2\"]
+roles = [{roles}]
+"
+    )
+}
+
 impl Site {
     /// Makes the laboratory and starts the daemon on a host with this policy and these options. `service` is the one with
     /// dynamic ports that the test is about.

@@ -8,7 +8,7 @@ use portward_integration_tests::portward::{Daemon, portward, text};
 use portward_integration_tests::probe::QUIET;
 use portward_integration_tests::program;
 use portward_integration_tests::service::{self, Service};
-use portward_integration_tests::site::{PATIENCE, Site};
+use portward_integration_tests::site::{self, PATIENCE, Site};
 use portward_integration_tests::{HostSpec, Lab};
 use serde_json::Value;
 use std::fs;
@@ -26,17 +26,10 @@ fn policy(app: &str) -> String {
         "format = 1
 [groups]
 admin = [\"192.0.2.200\"]
-[[host]]
-name = \"console\"
-addresses = [\"192.0.2.1\", \"2001:db8::1\"]
-roles = [\"console\"]
-[[host]]
-name = \"ep\"
-addresses = [\"192.0.2.2\", \"192.0.2.22\", \"2001:db8::2\"]
-roles = [\"event-processor\"]
-[dynamic.app]
+{}[dynamic.app]
 {app}
-"
+",
+        site::hosts("\"event-processor\"")
     )
 }
 
@@ -62,6 +55,27 @@ fn site_with(app: &str, options: &[&str]) -> Site {
     Site::start(&policy(app), "ep", "app", options).unwrap()
 }
 
+/// A process that has just been started, and listens on the anchor.
+fn anchored(started: anyhow::Result<Service>) -> Service {
+    let mut service = started.unwrap();
+    service.listen("tcp [::]:9000").unwrap();
+    service
+}
+
+/// The service, with one open port.
+fn open_port(site: &Site, socket: &str) -> (Service, u16) {
+    let mut service = anchored(Service::start(site.host()));
+    let port = service.listen(socket).unwrap();
+    site.wait_open(&[port]);
+    (service, port)
+}
+
+/// Whoever has the anchor is not the service, and nothing is open.
+fn assert_nothing_opens(site: &Site) {
+    site.wait_condition("unverified");
+    assert!(site.open("tcp").is_empty());
+}
+
 /// Most tests run with the kernel's events and by polling alike.
 fn both_ways(test: impl Fn(&[&str])) {
     test(&[]);
@@ -72,8 +86,7 @@ fn both_ways(test: impl Fn(&[&str])) {
 fn a_port_opens_when_its_process_listens_and_closes_when_it_stops() {
     both_ways(|options| {
         let site = site_with(&app(""), options);
-        let mut service = Service::start(site.host()).unwrap();
-        service.listen("tcp [::]:9000").unwrap();
+        let mut service = anchored(Service::start(site.host()));
         let port = service.listen("tcp [::]:0").unwrap();
         // As soon as listen() has returned, the first SYN or its first retransmission gets through.
         assert!(site.passes("console", "192.0.2.2", port), "{}", site.daemon.log());
@@ -110,8 +123,7 @@ fn the_way_it_is_noticed_is_told() {
 fn each_family_and_address_opens_for_itself() {
     both_ways(|options| {
         let site = site_with(&app("limit = 8"), options);
-        let mut service = Service::start(site.host()).unwrap();
-        service.listen("tcp [::]:9000").unwrap();
+        let mut service = anchored(Service::start(site.host()));
         let only_ipv4 = service.listen("tcp 0.0.0.0:0").unwrap();
         let only_ipv6 = service.listen("tcp [::]:0 v6only").unwrap();
         let mapped = service.listen("tcp [::ffff:192.0.2.2]:0").unwrap();
@@ -146,8 +158,7 @@ fn each_family_and_address_opens_for_itself() {
 fn udp_ports_are_followed_as_well() {
     both_ways(|options| {
         let site = site_with(&app(""), options);
-        let mut service = Service::start(site.host()).unwrap();
-        service.listen("tcp [::]:9000").unwrap();
+        let mut service = anchored(Service::start(site.host()));
         let port = service.listen("udp [::]:0").unwrap();
         let is_open = || site.open("udp").contains(&port);
         let wait = |wanted: bool| {
@@ -166,8 +177,7 @@ fn udp_ports_are_followed_as_well() {
 #[test]
 fn the_limit_and_the_range_bound_what_a_service_may_open() {
     let site = site(&app("limit = 2"));
-    let mut service = Service::start(site.host()).unwrap();
-    service.listen("tcp [::]:9000").unwrap();
+    let mut service = anchored(Service::start(site.host()));
     let first = service.listen("tcp [::]:50001").unwrap();
     let second = service.listen("tcp [::]:50002").unwrap();
     site.wait_open(&[first, second]);
@@ -192,8 +202,7 @@ fn the_limit_and_the_range_bound_what_a_service_may_open() {
 #[test]
 fn a_restarted_daemon_verifies_everything_anew_and_loses_no_port() {
     let mut site = site(&app(""));
-    let mut service = Service::start(site.host()).unwrap();
-    service.listen("tcp [::]:9000").unwrap();
+    let mut service = anchored(Service::start(site.host()));
     let stays = service.listen("tcp [::]:50001").unwrap();
     let goes = service.listen("tcp [::]:50002").unwrap();
     site.wait_open(&[stays, goes]);
@@ -211,8 +220,7 @@ fn a_restarted_daemon_verifies_everything_anew_and_loses_no_port() {
 #[test]
 fn a_restart_with_a_policy_that_does_not_load_loses_no_port() {
     let mut site = site(&app(""));
-    let mut service = Service::start(site.host()).unwrap();
-    service.listen("tcp [::]:9000").unwrap();
+    let mut service = anchored(Service::start(site.host()));
     let stays = service.listen("tcp [::]:50001").unwrap();
     let goes = service.listen("tcp [::]:50002").unwrap();
     site.wait_open(&[stays, goes]);
@@ -232,8 +240,7 @@ fn a_restart_with_a_policy_that_does_not_load_loses_no_port() {
 fn a_service_that_restarts_all_the_time_does_not_flood_the_kernel() {
     let site = site(&app("limit = 1000"));
     let generation = || -> u64 { site.status()["generation"].as_u64().unwrap() };
-    let mut service = Service::start(site.host()).unwrap();
-    service.listen("tcp [::]:9000").unwrap();
+    let mut service = anchored(Service::start(site.host()));
     site.wait_condition("tracked");
     let before = generation();
     service.tell("churn 2000 2").unwrap();
@@ -251,10 +258,7 @@ fn connections_of_a_closed_port_go_on_or_are_cut() {
     use std::net::TcpStream;
     for (more, survives) in [("", true), ("on-close = \"cut\"", false)] {
         let site = site(&app(more));
-        let mut service = Service::start(site.host()).unwrap();
-        service.listen("tcp [::]:9000").unwrap();
-        let port = service.listen("tcp [::]:0").unwrap();
-        site.wait_open(&[port]);
+        let (mut service, port) = open_port(&site, "tcp [::]:0");
         let mut stream = site.lab().host("console").run(|| TcpStream::connect(("192.0.2.2", port))).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let mut echo = || -> std::io::Result<()> {
@@ -275,8 +279,7 @@ fn connections_of_a_closed_port_go_on_or_are_cut() {
 fn an_unprivileged_user_takes_the_anchor_first() {
     both_ways(|options| {
         let site = site_with(&app(""), options);
-        let mut thief = Service::start_as(site.host(), NOBODY).unwrap();
-        thief.listen("tcp [::]:9000").unwrap();
+        let mut thief = anchored(Service::start_as(site.host(), NOBODY));
         let port = thief.listen("tcp [::]:0").unwrap();
         let service = site.wait_condition("unverified");
         assert!(service["detail"].as_str().unwrap().contains("not by root"), "{service}");
@@ -291,11 +294,9 @@ fn another_program_of_the_right_user_takes_the_anchor() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
     program::copy(&service::path().unwrap(), &copy).unwrap();
-    let mut thief = Service::start_command(site.host(), &mut Command::new(&copy)).unwrap();
-    thief.listen("tcp [::]:9000").unwrap();
+    let mut thief = anchored(Service::start_command(site.host(), &mut Command::new(&copy)));
     thief.listen("tcp [::]:0").unwrap();
-    site.wait_condition("unverified");
-    assert!(site.open("tcp").is_empty());
+    assert_nothing_opens(&site);
 }
 
 #[test]
@@ -313,12 +314,10 @@ fn names_and_arguments_are_faked() {
     thief.tell("name stand-in").unwrap();
     thief.listen("tcp [::]:9000").unwrap();
     thief.listen("tcp [::]:0").unwrap();
-    site.wait_condition("unverified");
-    assert!(site.open("tcp").is_empty());
+    assert_nothing_opens(&site);
     thief.kill().unwrap();
     // The same words of the real process are heeded.
-    let mut genuine = Service::start_command(site.host(), Command::new(&name).arg("genuine")).unwrap();
-    genuine.listen("tcp [::]:9000").unwrap();
+    let mut genuine = anchored(Service::start_command(site.host(), Command::new(&name).arg("genuine")));
     let port = genuine.listen("tcp [::]:0").unwrap();
     site.wait_open(&[port]);
 }
@@ -345,21 +344,16 @@ fn a_deleted_or_replaced_program_is_not_trusted() {
     service.kill().unwrap();
     fs::remove_file(&copy).unwrap();
     std::os::unix::fs::symlink(service::path().unwrap(), &copy).unwrap();
-    let mut linked = Service::start_command(site.host(), &mut Command::new(&copy)).unwrap();
-    linked.listen("tcp [::]:9000").unwrap();
+    let mut linked = anchored(Service::start_command(site.host(), &mut Command::new(&copy)));
     linked.listen("tcp [::]:0").unwrap();
-    site.wait_condition("unverified");
-    assert!(site.open("tcp").is_empty());
+    assert_nothing_opens(&site);
 }
 
 #[test]
 fn a_port_that_the_service_has_just_left_is_taken_over() {
     both_ways(|options| {
         let site = site_with(&app(""), options);
-        let mut service = Service::start(site.host()).unwrap();
-        service.listen("tcp [::]:9000").unwrap();
-        let port = service.listen("tcp [::]:0").unwrap();
-        site.wait_open(&[port]);
+        let (mut service, port) = open_port(&site, "tcp [::]:0");
         let mut thief = Service::start_as(site.host(), NOBODY).unwrap();
         service.tell(&format!("close {port}")).unwrap();
         thief.listen(&format!("tcp [::]:{port}")).unwrap();
@@ -371,10 +365,7 @@ fn a_port_that_the_service_has_just_left_is_taken_over() {
 #[test]
 fn a_port_is_shared_with_a_stranger() {
     let site = site(&app(""));
-    let mut service = Service::start(site.host()).unwrap();
-    service.listen("tcp [::]:9000").unwrap();
-    let port = service.listen("tcp [::]:0 reuse").unwrap();
-    site.wait_open(&[port]);
+    let (_service, port) = open_port(&site, "tcp [::]:0 reuse");
     // The kernel lets only the same user share a TCP port; a program of the same user is a stranger all the same.
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
@@ -391,8 +382,7 @@ fn a_port_is_shared_with_a_stranger() {
 fn a_process_in_another_namespace_listens_on_the_anchor() {
     both_ways(|options| {
         let site = site_with(&app(""), options);
-        let mut elsewhere = Service::start(site.lab().host("stranger")).unwrap();
-        elsewhere.listen("tcp [::]:9000").unwrap();
+        let mut elsewhere = anchored(Service::start(site.lab().host("stranger")));
         elsewhere.listen("tcp [::]:40001").unwrap();
         sleep(QUIET);
         assert_eq!(site.service()["condition"], "absent");
@@ -404,10 +394,7 @@ fn a_process_in_another_namespace_listens_on_the_anchor() {
 fn ten_thousand_listeners_appear() {
     both_ways(|options| {
         let site = site_with(&app(""), options);
-        let mut service = Service::start(site.host()).unwrap();
-        service.listen("tcp [::]:9000").unwrap();
-        let port = service.listen("tcp [::]:30001").unwrap();
-        site.wait_open(&[port]);
+        let (mut service, _) = open_port(&site, "tcp [::]:30001");
         let mut crowd = Service::start_as(site.host(), NOBODY).unwrap();
         crowd.tell("many 10000").unwrap();
         // The service is followed as before.
@@ -444,8 +431,7 @@ fn a_hidden_proc_opens_nothing_and_says_so() {
         ],
     )
     .unwrap();
-    let mut service = Service::start_as(lab.host("ep"), NOBODY).unwrap();
-    service.listen("tcp [::]:9000").unwrap();
+    let mut service = anchored(Service::start_as(lab.host("ep"), NOBODY));
     service.listen("tcp [::]:0").unwrap();
     sleep(QUIET * 2);
     let status = daemon.control("status").unwrap();
@@ -457,8 +443,7 @@ fn a_hidden_proc_opens_nothing_and_says_so() {
 #[test]
 fn listeners_tells_who_may_reach_what() {
     let site = site(&app(""));
-    let mut service = Service::start(site.host()).unwrap();
-    service.listen("tcp [::]:9000").unwrap();
+    let mut service = anchored(Service::start(site.host()));
     let port = service.listen("tcp [::]:0").unwrap();
     let local = service.listen("tcp 127.0.0.1:0").unwrap();
     service.listen("tcp [::]:22").unwrap();
@@ -495,10 +480,7 @@ fn listeners_tells_who_may_reach_what() {
 #[test]
 fn diff_and_apply_leave_alone_what_the_daemon_has_open() {
     let site = site(&app(""));
-    let mut service = Service::start(site.host()).unwrap();
-    service.listen("tcp [::]:9000").unwrap();
-    let port = service.listen("tcp 0.0.0.0:0").unwrap();
-    site.wait_open(&[port]);
+    let (_service, port) = open_port(&site, "tcp 0.0.0.0:0");
     let (policy, socket) = (site.policy(), site.socket());
     let run = |command, socket| {
         let arguments = [command, "--policy", text(&policy).unwrap(), "--host", "ep", "--control-socket", socket];

@@ -9,7 +9,7 @@ use portward::ruleset::Protocol;
 use portward::trackers::{Claim, Claims, NoAnswer, Refusal, imq, rmi, rpc};
 use portward_integration_tests::broker::{self, Broker};
 use portward_integration_tests::jvm::Java;
-use portward_integration_tests::rpc::{By, Registration, RpcServices};
+use portward_integration_tests::rpc::{By, Registration, RpcService, RpcServices};
 use portward_integration_tests::{Host, HostSpec, Lab};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -306,8 +306,8 @@ fn rpcbind_names_the_ports_of_mountd_and_rquotad_and_who_registered_them() -> Re
 
     let mut services = RpcServices::start(host, folder.path())?;
     assert_eq!(services.socket(), socket);
-    services.start_service("rpc.mountd")?;
-    services.start_service("rpc.rquotad")?;
+    services.start_service(RpcService::Mountd)?;
+    services.start_service(RpcService::Rquotad)?;
     let claims = |programs: &[u32]| -> Result<Claims> { Ok(rpc::claims(&ask_rpcbind(host, &socket)?, programs)) };
     let so_many = |programs: &[u32], count: usize| {
         until("the registrations", || Ok(Some(claims(programs)?).filter(|claims| claims.claims.len() == count)))

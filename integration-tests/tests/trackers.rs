@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 use portward_integration_tests::broker::{self, Broker};
 use portward_integration_tests::jvm::Java;
 use portward_integration_tests::portward::{Daemon, portward, table, text};
-use portward_integration_tests::rpc::{By, Registration, RpcServices};
+use portward_integration_tests::rpc::{By, Registration, RpcService, RpcServices};
 use portward_integration_tests::service::Service;
-use portward_integration_tests::site::{PATIENCE, Site};
+use portward_integration_tests::site::{self, PATIENCE, Site};
 use portward_integration_tests::{HostSpec, Lab};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -28,15 +28,8 @@ features = [{features}]
 [groups]
 admin = [\"192.0.2.200\"]
 windows-host = [\"192.0.2.1\"]
-[[host]]
-name = \"console\"
-addresses = [\"192.0.2.1\", \"2001:db8::1\"]
-roles = [\"console\"]
-[[host]]
-name = \"ep\"
-addresses = [\"192.0.2.2\", \"192.0.2.22\", \"2001:db8::2\"]
-roles = [\"event-processor\", \"event-collector\"]
-{more}"
+{}{more}",
+        site::hosts("\"event-processor\", \"event-collector\"")
     )
 }
 
@@ -280,11 +273,15 @@ fn rpc_services_open_while_they_run_and_not_by_what_is_registered() {
         }
     };
     assert!(open().is_empty());
-    rpc.start_service("rpc.mountd").unwrap();
+    rpc.start_service(RpcService::Mountd).unwrap();
     // mountd takes a port for every version, transport and family: each is open for its own family.
-    let mountd = wait("mountd open", &|open| open.len() >= 6);
-    rpc.start_service("rpc.rquotad").unwrap();
-    let both = wait("rquotad open", &|open| open.len() > mountd.len());
+    let mountd = rpc.registered(RpcService::Mountd).unwrap();
+    assert!(mountd.len() >= 6, "{mountd:?}");
+    wait("mountd open", &|open| *open == mountd);
+    rpc.start_service(RpcService::Rquotad).unwrap();
+    let rquotad = rpc.registered(RpcService::Rquotad).unwrap();
+    assert!(!rquotad.is_empty());
+    wait("rquotad open", &|open| *open == &mountd | &rquotad);
 
     let passes = |from: &str, port: u16| {
         let probe = portward_integration_tests::Probe {
@@ -310,8 +307,7 @@ fn rpc_services_open_while_they_run_and_not_by_what_is_registered() {
 
     // Killed: the registrations stay, the ports close.
     rpc.end("rpc.mountd", Signal::SIGKILL).unwrap();
-    let rquotad = wait("mountd closed", &|open| open.is_disjoint(&mountd));
-    assert!(rquotad.is_subset(&both));
+    wait("mountd closed", &|open| *open == rquotad);
     // Somebody else takes a port that is still registered.
     let mut thief = Service::start_as(console, 65534).unwrap();
     let stale = reachable.iter().copied().find(|port| *port >= 1024);
@@ -325,10 +321,12 @@ fn rpc_services_open_while_they_run_and_not_by_what_is_registered() {
     rpc.register(By::User(65534), registration).unwrap();
     rpc.register(By::Loopback, Registration { version: 8, ..registration }).unwrap();
     rpc.register(By::User(65534), Registration { version: 9, address: "0.0.0.0.0.22", ..registration }).unwrap();
-    rpc.start_service("rpc.mountd").unwrap();
-    let again = wait("mountd open again", &|open| open.len() >= rquotad.len() + 6);
-    assert!(!again.contains(&("tcp", port)) && !again.contains(&("tcp", 22)));
+    rpc.start_service(RpcService::Mountd).unwrap();
+    let mountd = rpc.registered(RpcService::Mountd).unwrap();
+    let again = &mountd | &rquotad;
+    assert!(mountd.len() >= 6 && !again.contains(&("tcp", port)) && !again.contains(&("tcp", 22)), "{again:?}");
     assert!(stale.is_none_or(|stale| !again.contains(&("tcp", stale))));
+    wait("mountd open again", &|open| *open == again);
     let status = daemon.control("status").unwrap().stdout;
     assert!(status.contains("only what root registers is believed"), "{status}");
 
