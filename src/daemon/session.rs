@@ -176,6 +176,13 @@ fn login_of(pid: u32) -> Option<u32> {
     text.trim().parse().ok().filter(|login| *login != NO_LOGIN)
 }
 
+/// Whether a process was started by the service manager, as what `systemctl reload` runs is: a child of the first process
+/// that comes from no login. Who had it started, nobody knows.
+pub(super) fn is_of_service_manager(pid: u32) -> bool {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    parse_stat(&stat).is_some_and(|(_, parent)| parent == 1) && login_of(pid).is_none()
+}
+
 /// The processes that come from a login.
 fn processes_of(login: u32) -> io::Result<Vec<Process>> {
     let here = here()?;
@@ -345,6 +352,7 @@ mod tests {
         assert_eq!(Session::of_process(0).unwrap(), None);
         assert!(Session::of_process(u32::MAX).is_err());
         assert_eq!(login_of(u32::MAX), None);
+        assert!(!is_of_service_manager(u32::MAX));
     }
 
     #[test]
