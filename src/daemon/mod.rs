@@ -505,14 +505,12 @@ impl<K: Kernel> Daemon<K> {
         let services = site.watched(host);
         let mut ruleset = plan.ruleset();
         plan::open(&mut ruleset, self.dynamic.open());
-        let mut warnings: Vec<_> = site.warnings.iter().map(ToString::to_string).collect();
         // What is enforced already cuts nobody off.
         let is_news = self.desired.as_ref().is_none_or(|desired| desired.ruleset != ruleset);
         let present = self.desired.as_ref().and_then(Desired::plan);
         asker.admits(&plan, present.as_ref(), &sources.policy, is_news)?;
-        if is_news {
-            warnings.extend(cut_sessions(&plan));
-        }
+        let mut warnings = if is_news { cut_sessions(&plan) } else { Vec::new() };
+        warnings.extend(site.warnings.iter().map(ToString::to_string));
         for warning in &warnings {
             warn!("{warning}");
         }
