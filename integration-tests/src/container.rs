@@ -22,8 +22,12 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 const SUITE: &str = "bookworm";
 
 /// What is in the root file system besides the essential packages: systemd, what the packages under test depend on, nft to
-/// look at the kernel's tables, and rpm for the other package.
-const PACKAGES: &str = "systemd,systemd-sysv,libnftnl11,libmnl0,nftables,iproute2,procps,rpm";
+/// look at the kernel's tables, rpm for the other package, and sshd with its client.
+const PACKAGES: &str =
+    "systemd,systemd-sysv,libnftnl11,libmnl0,nftables,iproute2,procps,rpm,openssh-server,openssh-client";
+
+/// The units of these packages that are masked, so that they run only where a test wants them.
+const MASKED: &str = "ssh.service ssh.socket";
 
 /// Where APT finds the packages, in the order in which it is looked for.
 const SOURCES: [&str; 2] = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
@@ -251,6 +255,15 @@ impl Container<'_> {
         }
     }
 
+    /// Starts a shell script in it, whose input and output are the caller's to write and to read.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, script: &str) -> Result<Child> {
+        let mut command = self.enter(&["sh", "-c", script]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("nsenter is needed")
+    }
+
     /// One property of the service, as `systemctl show` prints it.
     ///
     /// # Errors
@@ -379,9 +392,10 @@ fn base() -> Result<&'static Path> {
     );
     let base = target_folder()?.join("containers").join(SUITE);
     let contents = base.with_extension("contents");
-    if fs::read_to_string(&contents).ok().as_deref() != Some(PACKAGES) {
+    let wanted = format!("{PACKAGES}\nmasked: {MASKED}\n");
+    if fs::read_to_string(&contents).ok().as_ref() != Some(&wanted) {
         make_base(&base)?;
-        fs::write(&contents, PACKAGES)?;
+        fs::write(&contents, wanted)?;
     }
     Ok(BASE.get_or_init(|| base))
 }
@@ -394,6 +408,7 @@ fn make_base(base: &Path) -> Result<()> {
     fs::create_dir_all(base.parent().context("the base is in a folder")?)?;
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--mode=root", "--variant=minbase", "--include", PACKAGES]);
+    command.arg(format!("--customize-hook=systemctl --root=\"$1\" mask {MASKED}"));
     command.args(["--aptopt", "Apt::Install-Recommends \"false\"", SUITE]).arg(base);
     // The mirror that this machine uses, where it uses one of the same release; else Debian's own.
     let sources = SOURCES.iter().filter_map(|path| fs::read_to_string(path).ok()).find(|text| text.contains(SUITE));

@@ -1,6 +1,6 @@
 //! `portward status`.
 
-use super::output::{Answer, BOLD, Code, GREEN, RED, YELLOW, count, styled, table};
+use super::output::{Answer, BOLD, Code, FAINT, GREEN, RED, YELLOW, count, styled, table};
 use super::{Error, other_answer};
 use crate::daemon::protocol::{Reply, Request};
 use crate::daemon::status::{Condition, Source, Status as DaemonStatus};
@@ -14,6 +14,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// So many ports of a service are named; of more, only the number is.
 const PORTS_NAMED: usize = 8;
+
+/// So many warnings are shown in full.
+const WARNINGS_NAMED: usize = 5;
 
 /// Ask the daemon whether the policy file is what the kernel enforces
 ///
@@ -93,9 +96,6 @@ fn render(status: &DaemonStatus, now: u64) -> String {
             line("host", format!("{} ({})", enforced.host, enforced.found));
             line("mode", format!("{}, egress {}", enforced.mode, enforced.egress));
             line("loaded", ago(enforced.loaded, now));
-            if !enforced.warnings.is_empty() {
-                line("warnings", format!("{}; `portward check` shows them", enforced.warnings.len()));
-            }
         }
         None => line("host", "unknown: the table is the one that an earlier daemon left".to_owned()),
     }
@@ -126,6 +126,9 @@ fn render(status: &DaemonStatus, now: u64) -> String {
     dynamic(&status.dynamic, &mut line);
     let mut text = format!("{}\n{}", styled(style, condition), table(&lines));
     text.push_str(&refusals(&status.dynamic));
+    if let Some(enforced) = &status.enforced {
+        text.push_str(&warnings(&enforced.warnings));
+    }
     for (title, failure) in [
         ("the policy does not load", &status.policy_error),
         ("the kernel", &status.kernel_error),
@@ -144,6 +147,22 @@ fn render(status: &DaemonStatus, now: u64) -> String {
 
 fn count_of(changes: u64) -> String {
     count(usize::try_from(changes).unwrap_or(usize::MAX), "change")
+}
+
+/// What may not be meant: a few warnings, the rest by their number.
+fn warnings(warnings: &[String]) -> String {
+    if warnings.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{}:\n", styled(BOLD, "warnings"));
+    for line in warnings.iter().take(WARNINGS_NAMED).flat_map(|warning| warning.lines()) {
+        text.push_str(format!("  {line}").trim_end());
+        text.push('\n');
+    }
+    if let Some(missing @ 1..) = warnings.len().checked_sub(WARNINGS_NAMED) {
+        text.push_str(&styled(FAINT, &format!("  and {missing} more (--json has them)\n")));
+    }
+    text
 }
 
 /// How listeners are noticed, and a line for each service with dynamic ports.
@@ -198,6 +217,16 @@ pub(super) fn ago(then: u64, now: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warnings_are_shown_up_to_a_few() {
+        assert_eq!(warnings(&[]), "");
+        let many: Vec<_> = (0..WARNINGS_NAMED + 2).map(|number| format!("warning {number}\nin two lines")).collect();
+        let text = warnings(&many[..WARNINGS_NAMED]);
+        assert!(text.contains("\n  warning 0\n  in two lines\n") && !text.contains("more"), "{text}");
+        let text = warnings(&many);
+        assert!(text.contains("and 2 more") && !text.contains(&format!("warning {WARNINGS_NAMED}")), "{text}");
+    }
 
     #[test]
     fn ages_are_short() {

@@ -1,7 +1,7 @@
 //! Who asks the daemon for something, and what that means for the answer.
 
 use super::load;
-use super::session::Session;
+use super::session::{Session, is_of_service_manager};
 use crate::plan::Plan;
 use std::fs;
 use std::path::Path;
@@ -30,8 +30,21 @@ pub(super) struct Asker {
     pub(super) cause: Option<String>,
     /// Whether it shall be done although it is dangerous.
     pub(super) force: bool,
-    /// The session that must not be cut.
-    session: Option<Session>,
+    /// Whose session must not be cut.
+    caller: Caller,
+}
+
+/// Who is behind it that a policy shall be applied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Caller {
+    /// Nobody who sits at the other end of an SSH session.
+    #[default]
+    NoSession,
+    /// Who sits at the other end of this one.
+    Session(Session),
+    /// Somebody who had it asked for by another process, such as systemctl by the service manager: any of those who are
+    /// logged in.
+    Anybody,
 }
 
 impl Asker {
@@ -42,7 +55,7 @@ impl Asker {
 
     /// Whoever sent SIGHUP.
     pub(super) fn signal() -> Self {
-        Self { user: "SIGHUP".to_owned(), ..Self::default() }
+        Self { user: "SIGHUP".to_owned(), caller: Caller::Anybody, ..Self::default() }
     }
 
     /// Whoever is at the other end of the control socket.
@@ -57,36 +70,62 @@ impl Asker {
             let hint = client.session.as_deref()?;
             Session::of_hint(hint).inspect_err(|error| debug!(%error, "the kernel's sockets cannot be read")).ok()?
         };
-        Self { user: user_of(client), cause: None, force: client.force, session: session.or_else(hinted) }
+        let caller = match session.or_else(hinted) {
+            Some(session) => Caller::Session(session),
+            None if client.pid.is_some_and(is_of_service_manager) => Caller::Anybody,
+            None => Caller::NoSession,
+        };
+        Self { user: user_of(client), cause: None, force: client.force, caller }
     }
 
-    /// Whether a policy may be applied for this one. What is no news cannot cut a session.
+    /// Whether a policy may be applied for this one, in the place of what is enforced at present. What is no news cannot
+    /// cut a session.
     ///
     /// # Errors
     ///
-    /// It locks the administrators out, or cuts the session over which it was asked for; unless that is forced.
-    pub(super) fn admits(&self, plan: &Plan<'_>, policy: &Path, is_news: bool) -> Result<(), load::Error> {
+    /// It locks the administrators out, or cuts the session over which it was asked for, or may have been; unless that is
+    /// forced.
+    pub(super) fn admits(
+        &self,
+        plan: &Plan<'_>,
+        present: Option<&Plan<'_>>,
+        policy: &Path,
+        is_news: bool,
+    ) -> Result<(), load::Error> {
         if self.force {
             return Ok(());
         }
         load::admits_admin(plan, policy)?;
-        match self.session {
-            Some(session) if is_news && session.is_cut_by(plan) => {
-                let (policy, host) = (policy.to_owned(), plan.host.name.clone());
+        let (policy, host) = (policy.to_owned(), plan.host.name.clone());
+        match self.caller {
+            Caller::Session(session) if is_news && session.is_cut_by(plan) => {
                 Err(load::Error::OwnSession { policy, host, session })
+            }
+            Caller::Anybody if is_news => {
+                // Who could not log in anew as it is, loses nothing.
+                let is_let_in = |session: &Session| present.is_none_or(|present| !session.is_cut_by(present));
+                match cut_by(plan).into_iter().find(is_let_in) {
+                    Some(session) => Err(load::Error::OpenSession { policy, host, session }),
+                    None => Ok(()),
+                }
             }
             _ => Ok(()),
         }
     }
 }
 
-/// What is worth knowing of the sessions of this machine that a plan would not let in again.
-pub(super) fn cut_sessions(plan: &Plan<'_>) -> Vec<String> {
+/// The sessions of this machine that a plan would not let in again.
+fn cut_by(plan: &Plan<'_>) -> Vec<Session> {
     let sessions = Session::all().unwrap_or_else(|error| {
         debug!(%error, "the kernel's sockets cannot be read");
         Vec::new()
     });
-    let mut peers: Vec<_> = sessions.into_iter().filter(|session| session.is_cut_by(plan)).map(|s| s.peer).collect();
+    sessions.into_iter().filter(|session| session.is_cut_by(plan)).collect()
+}
+
+/// What is worth knowing of the sessions of this machine that a plan would not let in again.
+pub(super) fn cut_sessions(plan: &Plan<'_>) -> Vec<String> {
+    let mut peers: Vec<_> = cut_by(plan).into_iter().map(|session| session.peer).collect();
     peers.dedup();
     let warning =
         |peer| format!("an SSH session from {peer} is open now, and could not be opened again under this policy");

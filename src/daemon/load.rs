@@ -74,6 +74,21 @@ pub enum Error {
         /// The session.
         session: Session,
     },
+    /// Under the policy one of those who are logged in could not log in again, and it may have been that one who asked.
+    #[error(
+        "{}: the SSH session {session} could not be opened again on host {host} under this policy, and whoever asked by \
+         systemctl or by a signal may sit there, so it is not applied; add that address to `admin` in [groups], or give \
+         `portward reload --force` if that is meant",
+        .policy.display()
+    )]
+    OpenSession {
+        /// The policy.
+        policy: PathBuf,
+        /// The host.
+        host: String,
+        /// The session.
+        session: Session,
+    },
     /// The kernel does not tell the machine's addresses or name.
     #[error("this machine's addresses and name cannot be read")]
     Identity(#[source] Errno),

@@ -33,7 +33,7 @@ pub use control::{ClientError, Error as ControlError, ask, ask_with};
 
 use crate::describe;
 use crate::kernel::{Kernel, Monitor, Netlink, Notification};
-use crate::plan;
+use crate::plan::{self, Plan};
 use crate::ruleset::{Ruleset, Statement};
 use crate::state::Store;
 use crate::trackers;
@@ -221,6 +221,14 @@ struct Desired {
     keepsake: Option<Keepsake>,
 }
 
+impl Desired {
+    /// What the policy means for this host; `None`: it is the table that an earlier daemon left.
+    fn plan(&self) -> Option<Plan<'_>> {
+        let (site, enforced) = (self.site.as_ref()?, self.enforced.as_ref()?);
+        Some(site.plan(site.policy.hosts.get(&enforced.host)?))
+    }
+}
+
 /// What a reload has led to.
 struct Reloaded {
     /// What changed in the kernel, in a few words.
@@ -387,14 +395,7 @@ impl<K: Kernel> Daemon<K> {
     fn cut(&self, changes: &Changes) {
         let to_cut = changes.closed.iter().filter(|(service, _)| self.dynamic.cuts(service));
         let closed: Vec<plan::OpenPort> = to_cut.map(|(_, port)| *port).collect();
-        let Some((site, enforced)) = self.desired.as_ref().and_then(|desired| {
-            let Desired { site, enforced, .. } = desired;
-            Some((site.as_ref()?, enforced.as_ref()?))
-        }) else {
-            return;
-        };
-        let Some(host) = site.policy.hosts.get(&enforced.host).filter(|_| !closed.is_empty()) else { return };
-        let plan = site.plan(host);
+        let Some(plan) = self.desired.as_ref().and_then(Desired::plan).filter(|_| !closed.is_empty()) else { return };
         let local = Identity::of_this_host().map(|identity| identity.addresses).unwrap_or_default();
         let judge = plan.flow_judge(plan::DynamicPorts::Open(self.dynamic.open()), &local);
         match flows::cut_closed(&judge, &closed) {
@@ -514,13 +515,12 @@ impl<K: Kernel> Daemon<K> {
         let services = site.watched(host);
         let mut ruleset = plan.ruleset();
         plan::open(&mut ruleset, self.dynamic.open());
-        let mut warnings: Vec<_> = site.warnings.iter().map(ToString::to_string).collect();
         // What is enforced already cuts nobody off.
         let is_news = self.desired.as_ref().is_none_or(|desired| desired.ruleset != ruleset);
-        asker.admits(&plan, &sources.policy, is_news)?;
-        if is_news {
-            warnings.extend(cut_sessions(&plan));
-        }
+        let present = self.desired.as_ref().and_then(Desired::plan);
+        asker.admits(&plan, present.as_ref(), &sources.policy, is_news)?;
+        let mut warnings = if is_news { cut_sessions(&plan) } else { Vec::new() };
+        warnings.extend(site.warnings.iter().map(ToString::to_string));
         for warning in &warnings {
             warn!("{warning}");
         }

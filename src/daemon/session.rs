@@ -3,6 +3,9 @@
 //! What the environment says (`SSH_CONNECTION`) may be old, or missing after sudo. So the session is found from its
 //! socket: a process that asks is the child of a shell, that of an sshd, and one of these ancestors holds an established
 //! TCP socket of the port that it serves. Which socket an inode is, the kernel tells (sock_diag(7)).
+//!
+//! What has left its parents, as a tmux server and all in it has, still has the number of the login that it comes from,
+//! which pam_loginuid(8) has the audit system give. The sshd of that login has the same.
 
 use crate::plan::{Direction, OpenPorts, Plan, Query, Verdict};
 use crate::policy::{Mode, Ports};
@@ -19,8 +22,10 @@ use std::path::PathBuf;
 const SSH: u16 = 22;
 /// How many ancestors of a process are looked at. Nobody nests shells so deep.
 const MOST_ANCESTORS: usize = 64;
-/// How many open files of an ancestor are looked at. An sshd has some dozens.
+/// How many open files of a process are looked at. An sshd has some dozens.
 const MOST_FILES: usize = 4096;
+/// What /proc/PID/sessionid holds for a process that comes from no login (`AUDIT_SID_UNSET`, linux/audit.h).
+const NO_LOGIN: u32 = u32::MAX;
 
 /// A login over the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,22 +45,30 @@ impl fmt::Display for Session {
 }
 
 impl Session {
-    /// The session that a process belongs to; `None` when none of its ancestors serves one in this network namespace,
-    /// such as on the machine's own screen.
+    /// The session that a process belongs to; `None` when neither its ancestors nor the processes of its login serve one
+    /// in this network namespace, such as on the machine's own screen.
     ///
     /// # Errors
     ///
     /// /proc or the kernel's sockets cannot be read.
     pub fn of_process(pid: u32) -> io::Result<Option<Self>> {
-        let ancestors = ancestors(pid)?;
-        let wanted: BTreeSet<u32> = ancestors.iter().flat_map(|ancestor| &ancestor.sockets).copied().collect();
+        let served = Self::served_by(&ancestors(pid)?)?;
+        match login_of(pid).filter(|_| served.is_none()) {
+            Some(login) => Self::served_by(&processes_of(login)?),
+            None => Ok(served),
+        }
+    }
+
+    /// The session that the first of these processes that serves one serves.
+    fn served_by(processes: &[Process]) -> io::Result<Option<Self>> {
+        let wanted: BTreeSet<u32> = processes.iter().flat_map(|process| &process.sockets).copied().collect();
         if wanted.is_empty() {
             return Ok(None);
         }
         let sockets = established(0, |socket| wanted.contains(&socket.inode))?;
-        let session = ancestors.iter().find_map(|ancestor| {
-            let serves = |socket: &&Socket| ancestor.is_sshd() || socket.session.port == SSH;
-            sockets.iter().filter(|socket| ancestor.sockets.contains(&socket.inode)).find(serves)
+        let session = processes.iter().find_map(|process| {
+            let serves = |socket: &&Socket| process.is_sshd() || socket.session.port == SSH;
+            sockets.iter().filter(|socket| process.sockets.contains(&socket.inode)).find(serves)
         });
         Ok(session.map(|socket| socket.session))
     }
@@ -103,46 +116,84 @@ fn parse_hint(hint: &str) -> Option<Session> {
     Some(Session { peer: peer.to_canonical(), peer_port: peer_port.parse().ok()?, port: port.parse().ok()? })
 }
 
-/// A process above the one that asks.
+/// A process that may serve a session.
 #[derive(Debug)]
-struct Ancestor {
+struct Process {
     name: String,
-    /// The inodes of its sockets.
+    /// The process that it is a child of.
+    parent: u32,
+    /// The inodes of its sockets; of another network namespace none.
     sockets: BTreeSet<u32>,
 }
 
-impl Ancestor {
+impl Process {
+    fn read(pid: u32, here: u64) -> io::Result<Self> {
+        let folder = PathBuf::from(format!("/proc/{pid}"));
+        let stat = fs::read(folder.join("stat"))?;
+        let (name, parent) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        let mut sockets = BTreeSet::new();
+        if fs::metadata(folder.join("ns/net"))?.ino() == here {
+            for file in fs::read_dir(folder.join("fd"))?.take(MOST_FILES) {
+                // A file may be closed meanwhile.
+                let target = file.and_then(|file| fs::read_link(file.path()));
+                sockets.extend(target.ok().and_then(|target| inode_of(target.to_str()?)));
+            }
+        }
+        Ok(Self { name, parent, sockets })
+    }
+
     /// `sshd`, or `sshd-session` from OpenSSH 9.8 on.
     fn is_sshd(&self) -> bool {
         self.name.starts_with("sshd")
     }
 }
 
-/// The process and those above it, the nearest first, as far as they live in this network namespace. The first process
-/// of the system serves nobody's session.
-fn ancestors(pid: u32) -> io::Result<Vec<Ancestor>> {
-    let here = fs::metadata("/proc/self/ns/net")?.ino();
+/// This network namespace.
+fn here() -> io::Result<u64> {
+    Ok(fs::metadata("/proc/self/ns/net")?.ino())
+}
+
+/// The process and those above it, the nearest first. The first process of the system serves nobody's session.
+fn ancestors(pid: u32) -> io::Result<Vec<Process>> {
+    let here = here()?;
     let mut ancestors = Vec::new();
     let mut next = pid;
     for _ in 0..MOST_ANCESTORS {
         if next <= 1 {
             break;
         }
-        let folder = PathBuf::from(format!("/proc/{next}"));
-        let stat = fs::read(folder.join("stat"))?;
-        let (name, parent) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
-        if fs::metadata(folder.join("ns/net"))?.ino() == here {
-            let mut sockets = BTreeSet::new();
-            for file in fs::read_dir(folder.join("fd"))?.take(MOST_FILES) {
-                // A file may be closed meanwhile.
-                let target = file.and_then(|file| fs::read_link(file.path()));
-                sockets.extend(target.ok().and_then(|target| inode_of(target.to_str()?)));
-            }
-            ancestors.push(Ancestor { name, sockets });
-        }
-        next = parent;
+        let process = Process::read(next, here)?;
+        next = process.parent;
+        ancestors.push(process);
     }
     Ok(ancestors)
+}
+
+/// The number of the login that a process comes from, which all its descendants keep; `None` without one, and on a kernel
+/// without audit.
+fn login_of(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/sessionid")).ok()?;
+    text.trim().parse().ok().filter(|login| *login != NO_LOGIN)
+}
+
+/// Whether a process was started by the service manager, as what `systemctl reload` runs is: a child of the first process
+/// that comes from no login. Who had it started, nobody knows.
+pub(super) fn is_of_service_manager(pid: u32) -> bool {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    parse_stat(&stat).is_some_and(|(_, parent)| parent == 1) && login_of(pid).is_none()
+}
+
+/// The processes that come from a login.
+fn processes_of(login: u32) -> io::Result<Vec<Process>> {
+    let here = here()?;
+    let mut processes = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid.filter(|pid| login_of(*pid) == Some(login)) else { continue };
+        // A process may end meanwhile.
+        processes.extend(Process::read(pid, here).ok());
+    }
+    Ok(processes)
 }
 
 /// The name and the parent's number of proc_pid_stat(5): `1234 (name) S 1 ...`. The name may hold anything, blanks and
@@ -300,6 +351,8 @@ mod tests {
         assert_eq!(Session::of_process(1).unwrap(), None);
         assert_eq!(Session::of_process(0).unwrap(), None);
         assert!(Session::of_process(u32::MAX).is_err());
+        assert_eq!(login_of(u32::MAX), None);
+        assert!(!is_of_service_manager(u32::MAX));
     }
 
     #[test]

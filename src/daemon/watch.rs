@@ -66,17 +66,15 @@ impl Watcher {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let changed = tokio::select! {
-                () = self.happened.notified() => {
-                    self.settle().await;
-                    // A folder that went and came back may have the same inode, and the kernel watches it no more.
-                    self.forget_folders();
-                    self.look();
-                    true
-                }
+                () = self.happened.notified() => true,
                 _ = poll.tick() => self.look(),
                 () = changes.closed() => return,
             };
             if changed {
+                self.settle().await;
+                // A folder that went and came back may have the same inode, and the kernel watches it no more.
+                self.forget_folders();
+                self.look();
                 debug!("the files may have changed");
                 // A full channel already holds the news.
                 let _ = changes.try_send(());

@@ -4,3 +4,4 @@
 mod life;
 mod packages;
 mod scene;
+mod session;
