@@ -186,6 +186,10 @@ fn the_table_outlives_the_daemon_and_is_adopted() {
     fs::write(&file, policy("192.0.2.2")).unwrap();
     let daemon = place.start(&file);
     assert_eq!(place.compare(&file), (generation + 1, true));
+    let down = place.portward(&["down", "--control-socket", place.socket().to_str().unwrap()]);
+    assert_eq!(down.status.code(), Some(2), "{}", String::from_utf8_lossy(&down.stdout));
+    assert!(String::from_utf8_lossy(&down.stderr).contains("stop it first"));
+    assert_eq!(place.compare(&file), (generation + 1, true), "nothing was removed");
     daemon.stop();
 
     let down = place.portward(&["down"]);
