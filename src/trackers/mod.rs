@@ -14,6 +14,7 @@ mod holder;
 pub mod imq;
 mod observer;
 mod once;
+mod question;
 mod reader;
 pub mod rmi;
 pub mod rpc;
@@ -22,6 +23,7 @@ mod sockets;
 mod state;
 mod stub;
 mod text;
+mod tracked;
 mod verify;
 
 pub use claim::{Claim, Claims, Refusal, Refused};

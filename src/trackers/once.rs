@@ -2,7 +2,7 @@
 
 use super::Claim;
 use super::holder::ProcessHolder;
-use super::observer::address;
+use super::question::address;
 use super::sockets::{Holder, Sockets};
 use super::state::{Opened, RefusedPort};
 use super::verify::{self, Anchor, Meant};
