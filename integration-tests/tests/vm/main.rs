@@ -4,6 +4,7 @@
 
 mod boot;
 mod deployment;
+mod listeners;
 mod memory;
 mod power;
 mod safe_change;

@@ -38,15 +38,18 @@ struct event {
 	__u8 unused[7];
 };
 
-// A bound socket on a port of interest.
+// A bound socket on a port of interest. Each word is written to the stack as a whole: without CAP_PERFMON, Linux 6.1 and
+// others refuse to change a part of a word that the verifier keeps track of ("attempt to corrupt spilled pointer").
 struct bound {
 	__u64 namespace;
-	__u32 pid;
-	__u16 port;
-	__u8 protocol;
-	// Whether user space was told of it.
-	__u8 told;
+	// The process (32 bits), the port (16), the protocol (8), and whether user space was told of it.
+	__u64 facts;
 };
+
+static __attribute__((always_inline)) __u64 facts(__u32 pid, __u16 port, __u8 protocol, __u8 told)
+{
+	return pid | (__u64)port << 32 | (__u64)protocol << 48 | (__u64)told << 56;
+}
 
 // The cookie of the network namespace whose sockets matter; 0: any.
 SEC(".rodata") volatile const __u64 own_namespace = 0;
@@ -87,7 +90,7 @@ static __attribute__((always_inline)) int is_interesting(__u8 protocol, __u16 po
 	return bits && (*bits >> (port % 64) & 1);
 }
 
-static __attribute__((always_inline)) struct event *begin(__u8 kind, __u64 cookie, const struct bound *socket)
+static __attribute__((always_inline)) struct event *begin(__u8 kind, __u64 cookie, __u64 namespace, __u64 facts)
 {
 	struct event *event = ring_reserve(&events, sizeof(*event), 0);
 	if (!event) {
@@ -99,11 +102,11 @@ static __attribute__((always_inline)) struct event *begin(__u8 kind, __u64 cooki
 	}
 	__builtin_memset(event, 0, sizeof(*event));
 	event->cookie = cookie;
-	event->namespace = socket->namespace;
-	event->pid = socket->pid;
-	event->port = socket->port;
+	event->namespace = namespace;
+	event->pid = facts;
+	event->port = facts >> 32;
 	event->kind = kind;
-	event->protocol = socket->protocol;
+	event->protocol = facts >> 48;
 	return event;
 }
 
@@ -119,17 +122,12 @@ static __attribute__((always_inline)) int bind(struct bpf_sock *context, __u8 fa
 	if (own_namespace && namespace != own_namespace)
 		return 1;
 	__u64 cookie = socket_cookie(context);
-	struct bound socket = {
-		.namespace = namespace,
-		.pid = current_pid_tgid() >> 32,
-		.port = port,
-		.protocol = protocol,
-		.told = protocol == UDP,
-	};
+	__u32 pid = current_pid_tgid() >> 32;
+	struct bound socket = { namespace, facts(pid, port, protocol, protocol == UDP) };
 	map_update(&sockets, &cookie, &socket, BPF_ANY);
 	if (protocol != UDP)
 		return 1;
-	struct event *event = begin(OPENED, cookie, &socket);
+	struct event *event = begin(OPENED, cookie, namespace, socket.facts);
 	if (!event)
 		return 1;
 	event->family = family;
@@ -166,21 +164,22 @@ static __attribute__((always_inline)) int listen(struct bpf_sock_ops *context, i
 	if (!is_interesting(TCP, port))
 		return 1;
 	__u64 cookie = socket_cookie(context);
-	struct bound socket = { .port = port, .protocol = TCP };
+	__u64 namespace = 0;
+	__u32 pid = 0;
 	struct bound *bound = map_lookup(&sockets, &cookie);
 	if (bound) {
-		socket.namespace = bound->namespace;
-		socket.pid = bound->pid;
+		namespace = bound->namespace;
+		pid = bound->facts;
 	}
 	if (knows_namespace)
-		socket.namespace = namespace_cookie(context);
+		namespace = namespace_cookie(context);
 	if (knows_pid)
-		socket.pid = current_pid_tgid() >> 32;
-	if (own_namespace && socket.namespace && socket.namespace != own_namespace)
+		pid = current_pid_tgid() >> 32;
+	if (own_namespace && namespace && namespace != own_namespace)
 		return 1;
-	socket.told = 1;
+	struct bound socket = { namespace, facts(pid, port, TCP, 1) };
 	map_update(&sockets, &cookie, &socket, BPF_ANY);
-	struct event *event = begin(OPENED, cookie, &socket);
+	struct event *event = begin(OPENED, cookie, namespace, socket.facts);
 	if (!event)
 		return 1;
 	__u32 family = read(context->family);
@@ -225,11 +224,12 @@ int release(struct bpf_sock *context)
 	struct bound *bound = map_lookup(&sockets, &cookie);
 	if (!bound)
 		return 1;
-	struct bound socket = *bound;
+	__u64 namespace = bound->namespace;
+	__u64 facts = bound->facts;
 	map_delete(&sockets, &cookie);
-	if (!socket.told)
+	if (!(facts >> 56))
 		return 1;
-	struct event *event = begin(CLOSED, cookie, &socket);
+	struct event *event = begin(CLOSED, cookie, namespace, facts);
 	if (event)
 		ring_submit(event, 0);
 	return 1;

@@ -11,6 +11,7 @@ use caps::{CapSet, Capability};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use tracing::debug;
 
 /// What clang made of bpf/listen.bpf.c.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/listen.bpf.o"));
@@ -200,7 +201,10 @@ fn refused_map(error: &MapError) -> Unavailable {
 fn refused_program(what: &'static str, error: &ProgramError) -> Unavailable {
     let reason = match error {
         // What the verifier thought of each instruction is more than anybody reads in a status.
-        ProgramError::LoadError { io_error, .. } => io_error.to_string(),
+        ProgramError::LoadError { io_error, verifier_log } => {
+            debug!("the kernel refuses {what}: {io_error}\n{verifier_log}");
+            io_error.to_string()
+        }
         error => chain(error),
     };
     Unavailable::Refused { what, reason }
