@@ -53,6 +53,11 @@ impl Asker {
         Self { user: "file changed".to_owned(), ..Self::default() }
     }
 
+    /// Nobody: the daemon itself, when it starts and when the machine has got its addresses.
+    pub(super) fn daemon() -> Self {
+        Self { user: "the daemon".to_owned(), ..Self::default() }
+    }
+
     /// Whoever sent SIGHUP.
     pub(super) fn signal() -> Self {
         Self { user: "SIGHUP".to_owned(), caller: Caller::Anybody, ..Self::default() }

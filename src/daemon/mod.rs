@@ -313,7 +313,7 @@ impl<K: Kernel> Daemon<K> {
     async fn start(&mut self) -> Result<(), Error> {
         self.inspect_state();
         let was_trial = self.note_interrupted_trial();
-        match self.load(Cause::Start, &Asker::file()) {
+        match self.load(Cause::Start, &Asker::daemon()) {
             Ok(Some(desired)) => {
                 self.want(desired);
                 self.adopt().await?;
@@ -327,7 +327,7 @@ impl<K: Kernel> Daemon<K> {
             Err(error) => self.start_without_policy(error, was_trial).await?,
         }
         // Only what was applied is remembered, and only after that a trial is forgotten.
-        self.remember(Cause::Start.words(), &Asker::file().user);
+        self.remember(Cause::Start.words(), &Asker::daemon().user);
         if let Err(error) = self.store.clear_trial() {
             self.note_state_error(&error);
         }
@@ -433,7 +433,7 @@ impl<K: Kernel> Daemon<K> {
                 () = until(self.meddling.due().map(Instant::from)) => self.repair(),
                 _ = verify.tick() => {
                     if self.host_unknown {
-                        let _ = self.reload(Cause::HostUnknown, &Asker::file());
+                        let _ = self.reload(Cause::HostUnknown, &Asker::daemon());
                     }
                     // While the table is disputed, repairs keep their distance.
                     if !self.meddling.is_open() {

@@ -87,7 +87,7 @@ impl Error {
 pub struct Applied {
     /// When, in seconds since the Unix epoch.
     pub time: u64,
-    /// Who asked for it, such as `root (logged in as alice)`, or `file changed`.
+    /// Who asked for it, such as `root (logged in as alice)`, `file changed`, or `the daemon`.
     pub user: String,
     /// What led to it, such as `the policy changed`.
     pub cause: String,
