@@ -14,6 +14,8 @@ mod capabilities;
 mod control;
 mod dynamic;
 pub mod flows;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod identity;
 pub mod load;
 pub mod logging;
