@@ -1,5 +1,6 @@
 //! For the fuzz targets of `fuzz/`: the parsers that the rest of the crate keeps to itself, each with what must hold of
-//! every input. Each function panics where the parser is wrong.
+//! every input. Each function panics where the parser is wrong. What nobody looks at goes through a black box, so that the
+//! compiler does not leave the reading out.
 
 /// The command line.
 pub mod cli {

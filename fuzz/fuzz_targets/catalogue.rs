@@ -5,6 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use portward::fuzzing::kernel::write_and_read_back;
 use portward::plan::Plan;
 use portward::policy::{Catalogue, DEFAULT_POLICY, Policy};
+use portward_fuzz::{compare, packets};
 
 fuzz_target!(|text: &str| {
     let catalogue = match Catalogue::parse(text, "catalogue.toml") {
@@ -13,6 +14,9 @@ fuzz_target!(|text: &str| {
     };
     let Ok(loaded) = Policy::parse(DEFAULT_POLICY, "policy.toml", &catalogue) else { return };
     for host in loaded.policy.hosts.values().take(2) {
-        write_and_read_back(&Plan::new(&loaded.policy, &catalogue, host).ruleset());
+        let plan = Plan::new(&loaded.policy, &catalogue, host);
+        let ruleset = plan.ruleset();
+        write_and_read_back(&ruleset);
+        compare(&plan, &ruleset, &packets(&plan));
     }
 });

@@ -1,10 +1,12 @@
-//! Questions about single packets: an address, a port, and perhaps a local address. The answer is that of the judge of
-//! flows.
+//! Questions about single packets: an address and a port, and the other words of the command line. The answer is what the
+//! ruleset does.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portward::plan::{Direction, DynamicPorts, FlowKind, FlowStart, LocalScope, OpenPorts, Plan, Query, Verdict};
+use portward::plan::{Direction, LocalScope, OpenPorts, Plan, Query};
 use portward::policy::{Catalogue, DEFAULT_POLICY, Policy, Ports, Version};
+use portward::ruleset::Ruleset;
+use portward_fuzz::{Packet, compare};
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
@@ -12,8 +14,10 @@ static POLICY: LazyLock<Policy> = LazyLock::new(|| {
     let loaded = Policy::parse(DEFAULT_POLICY, "policy.toml", Catalogue::embedded());
     loaded.unwrap_or_else(|diagnostics| panic!("{diagnostics}")).policy
 });
-static PLANS: LazyLock<Vec<Plan<'static>>> =
-    LazyLock::new(|| POLICY.hosts.values().map(|host| Plan::new(&POLICY, Catalogue::embedded(), host)).collect());
+static PLANS: LazyLock<Vec<(Plan<'static>, Ruleset)>> = LazyLock::new(|| {
+    let plans = POLICY.hosts.values().map(|host| Plan::new(&POLICY, Catalogue::embedded(), host));
+    plans.map(|plan| (plan.clone(), plan.ruleset())).collect()
+});
 
 fuzz_target!(|text: &str| {
     let mut words = text.split(' ');
@@ -34,23 +38,11 @@ fuzz_target!(|text: &str| {
     };
     assert_eq!(port.to_string().parse(), Ok(port));
     let Ok(peer) = peer.parse::<IpAddr>() else { return };
-    for plan in PLANS.iter() {
+    let Ports::Range(protocol, range) = port else { return };
+    for (plan, ruleset) in PLANS.iter() {
         for direction in [Direction::Ingress, Direction::Egress] {
-            let query = Query { direction, peer, port, local: None };
-            let explanation = plan.explain(&query, &OpenPorts::new());
-            assert_eq!(explanation.verdict == Verdict::Denied, explanation.grants.is_empty());
-            let Ports::Range(protocol, range) = port else { continue };
-            let own = plan.host.addresses.iter().find(|own| own.is_ipv4() == peer.is_ipv4());
-            let Some(own) = own.filter(|_| range.first == range.last) else { continue };
-            let (source, destination) = match direction {
-                Direction::Ingress => (peer, *own),
-                Direction::Egress => (*own, peer),
-            };
-            let kind = FlowKind::Ports(protocol, 50_000, range.first);
-            let flow = FlowStart { kind, source, destination, rewritten_from: None, expected: false };
-            let judge = plan.flow_judge(DynamicPorts::Open(&OpenPorts::new()), &plan.host.addresses);
-            let judgement = judge.judge(&flow);
-            assert_eq!(judgement.pass.is_some(), explanation.verdict == Verdict::Allowed, "{flow:?} {explanation:?}");
+            let _ = plan.explain(&Query { direction, peer, port, local: None }, &OpenPorts::new());
+            compare(plan, ruleset, &[Packet { direction, peer, protocol, port: range.first }]);
         }
     }
 });

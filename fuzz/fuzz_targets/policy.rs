@@ -1,5 +1,5 @@
 //! A site's policy. What loads is planned for its hosts; the ruleset reads the same after it was written as messages to the
-//! kernel.
+//! kernel, and has the answer that people are told.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,6 +7,7 @@ use portward::fuzzing::kernel::write_and_read_back;
 use portward::plan::{LocalScope, OpenPort, OpenPorts, Plan, open, opened};
 use portward::policy::{Catalogue, Mode, Policy, with_mode};
 use portward::ruleset::Protocol;
+use portward_fuzz::{compare, packets};
 
 /// Further hosts of a policy take the same way.
 const HOSTS: usize = 3;
@@ -30,6 +31,7 @@ fuzz_target!(|text: &str| {
         let plan = Plan::new(&loaded.policy, catalogue, host);
         let mut ruleset = plan.ruleset();
         write_and_read_back(&ruleset);
+        compare(&plan, &ruleset, &packets(&plan));
 
         let mut ports = OpenPorts::new();
         for (exposed, port) in plan.dynamic.iter().zip(40_000..) {

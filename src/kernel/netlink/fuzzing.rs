@@ -10,6 +10,7 @@ use super::{monitor, neighbours, notes, sockets};
 use crate::ruleset::diff::{Change, diff};
 use crate::ruleset::{Family, Record, Ruleset};
 use std::collections::BTreeSet;
+use std::hint::black_box;
 
 /// Reads any bytes as dumps and notifications of nf_tables. A table that is read and holds nothing foreign is one that
 /// could be written, and then reads the same: else portward would take a table for its own that it never made.
@@ -17,16 +18,16 @@ pub fn nf_tables(bytes: &[u8]) {
     let (mut reader, mut chains) = (TableReader::new(1), neighbours::Reader::default());
     let mut seen = BTreeSet::new();
     for message in messages(bytes).map_while(Result::ok) {
-        let _ = reader.table(&message);
-        let _ = reader.object(&message);
-        let _ = reader.elements(&"set".into(), &message);
-        let _ = (monitor::read_notification(&message), chains.table(&message), chains.chain(&message));
+        let _ = black_box(reader.table(&message));
+        let _ = black_box(reader.object(&message));
+        let _ = black_box(reader.elements(&"set".into(), &message));
+        let _ = black_box((monitor::read_notification(&message), chains.table(&message), chains.chain(&message)));
         for (family, with_port) in [(Family::Ipv4, true), (Family::Ipv6, true), (Family::Ipv4, false)] {
-            let _ = notes::read(&message, Record { family, with_port }, &mut seen);
+            let _ = black_box(notes::read(&message, Record { family, with_port }, &mut seen));
         }
-        let _ = message.error();
+        let _ = black_box(message.error());
     }
-    let _ = reader.into_snapshot();
+    let _ = black_box(reader.into_snapshot());
 
     let Some(snapshot) = read_back(bytes).into_snapshot() else { return };
     if let Some(table) = snapshot.table.filter(|_| snapshot.foreign.is_empty())
@@ -70,6 +71,6 @@ pub fn conntrack(bytes: &[u8]) {
 /// Reads any bytes as descriptions of sockets.
 pub fn sock_diag(bytes: &[u8]) {
     for message in messages(bytes).map_while(Result::ok) {
-        let _ = (sockets::read_socket(&message), message.error());
+        let _ = black_box((sockets::read_socket(&message), message.error()));
     }
 }
