@@ -12,8 +12,9 @@ export PATH="$PWD/target/tools/bin:$PATH"
 # fuzzing needs no second toolchain. Nothing that is shipped is built so.
 export RUSTC_BOOTSTRAP=1
 
-# What the repository has already serves as seeds too.
-more_seeds() {
+# The folders with inputs to begin with: what the repository has already serves too.
+seeds() {
+    [ ! -d "fuzz/seeds/$1" ] || echo "fuzz/seeds/$1"
     case $1 in
     catalogue) echo policy ;;
     policy) echo policy/examples policy ;;
@@ -25,13 +26,12 @@ more_seeds() {
 cargo fuzz build ${only:+"$only"}
 for target in ${only:-$(cargo fuzz list)}; do
     echo "$target: $seconds seconds"
-    corpus=fuzz/corpus/$target seeds=fuzz/seeds/$target dictionary=fuzz/dictionaries/$target
-    [ -d "$seeds" ] || seeds=
+    corpus=fuzz/corpus/$target dictionary=fuzz/dictionaries/$target
     [ -e "$dictionary" ] || dictionary=
     mkdir -p "$corpus"
     # The first folder is the one that is written to. An input that takes more than five seconds, or half a gigabyte, is a
     # finding.
     # shellcheck disable=SC2046
-    cargo fuzz run "$target" "$corpus" $seeds $(more_seeds "$target") -- -max_total_time="$seconds" -timeout=5 \
+    cargo fuzz run "$target" "$corpus" $(seeds "$target") -- -max_total_time="$seconds" -timeout=5 \
         -rss_limit_mb=1024 -malloc_limit_mb=512 -max_len=16384 -print_final_stats=1 ${dictionary:+-dict="$dictionary"}
 done
