@@ -82,11 +82,23 @@ vagrant-validate: test-dependencies
 	VAGRANT_CHECKPOINT_DISABLE=1 VAGRANT_HOME=$$scratch VAGRANT_DOTFILE_PATH=$$scratch/machines \
 		vagrant validate --ignore-provider
 
+# The target to fuzz (default: each of them), and for how many seconds.
+TARGET ?=
+SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: ## fuzz the parsers of outside input, each for a minute, or TARGET=policy SECONDS=600 (root, unless all is there)
+	@scripts/dependencies.sh fuzz
+	scripts/fuzz.sh "$(SECONDS)" "$(TARGET)"
+
+# The fuzz targets are checked without libFuzzer, with the dependencies that are there anyway.
 .PHONY: lint
-lint: build-dependencies ## formatting, clippy, documentation, and cargo-deny where it is installed
+lint: build-dependencies ## formatting, clippy, documentation, fuzz targets, and cargo-deny where it is installed
 	cargo fmt --all --check
+	cargo fmt --all --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy --workspace --all-targets $(ALL_FEATURES),portward-integration-tests/vm -- -D warnings
+	cargo clippy --workspace --all-targets $(ALL_FEATURES),portward-integration-tests/vm,portward/fuzzing -- -D warnings
+	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir target --no-default-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace $(ALL_FEATURES)
 	@if cargo deny --version >/dev/null 2>&1; then \
 		echo "cargo deny check bans licenses sources"; cargo deny check bans licenses sources; \

@@ -5,6 +5,7 @@
 #   scripts/dependencies.sh package  what makes a .deb and an .rpm of it; the cargo and Python tools go to target/tools
 #   scripts/dependencies.sh test     all of these, and the programs that the tests run besides
 #   scripts/dependencies.sh vm       what the tests in virtual machines need besides (Debian and its like)
+#   scripts/dependencies.sh fuzz     what `make fuzz` needs besides; cargo-fuzz goes to target/tools
 #   scripts/dependencies.sh vagrant  what the test with Vagrant needs besides (Debian and its like)
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,6 +16,7 @@ CARGO_DEB=3.8.0
 CARGO_GENERATE_RPM=0.21.1
 CARGO_ZIGBUILD=0.24.0
 ZIG=0.13.0
+CARGO_FUZZ=0.13.2
 TOOLS=target/tools
 
 # Where the services are that the tests run.
@@ -40,6 +42,11 @@ missing() {
     fi
     case $what in
     build) return 0 ;;
+    fuzz)
+        # libFuzzer is compiled with it.
+        has c++ || { [ "$manager" = apt-get ] && echo g++ || echo gcc-c++; }
+        return 0
+        ;;
     vm | vagrant)
         missing_for_machines "$what"
         return 0
@@ -139,9 +146,9 @@ packaging_tools() {
 }
 
 case ${1-} in
-build | package | test | vm | vagrant) ;;
+build | package | test | vm | vagrant | fuzz) ;;
 *)
-    echo "usage: $0 build|package|test|vm|vagrant" >&2
+    echo "usage: $0 build|package|test|vm|vagrant|fuzz" >&2
     exit 2
     ;;
 esac
@@ -216,4 +223,5 @@ install_packages() {
 install_packages "$1"
 case $1 in
 package | test) packaging_tools ;;
+fuzz) cargo_tool cargo-fuzz "$CARGO_FUZZ" ;;
 esac

@@ -11,6 +11,9 @@ pub mod cli;
 pub mod daemon;
 mod describe;
 pub mod doctor;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kernel;
 pub mod listeners;
 pub mod plan;

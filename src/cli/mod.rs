@@ -15,6 +15,8 @@ mod down;
 mod enforce;
 mod explain;
 mod flows;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod history;
 mod imq;
 mod init;

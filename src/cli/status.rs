@@ -54,7 +54,7 @@ pub(super) fn of_daemon(control_socket: &Path) -> Result<Box<DaemonStatus>, Erro
     }
 }
 
-fn render(status: &DaemonStatus, now: u64) -> String {
+pub(super) fn render(status: &DaemonStatus, now: u64) -> String {
     let (style, condition) = match status.condition {
         Condition::InStep => (GREEN, "in step: the kernel enforces what the policy file says"),
         Condition::Keeping => (RED, "keeping: the policy file does not load, what was enforced before stays"),

@@ -150,7 +150,7 @@ fn user_of(client: &Client) -> String {
 
 /// The name of a user in passwd(5), else the number. The file alone is asked: a directory service may be behind the
 /// network that this is about.
-fn name_of(passwd: &str, user: u32) -> String {
+pub(super) fn name_of(passwd: &str, user: u32) -> String {
     let name = passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let (name, number) = (fields.next()?, fields.nth(1)?);

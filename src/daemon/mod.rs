@@ -15,6 +15,8 @@ mod control;
 mod dynamic;
 pub mod flows;
 mod foreign;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod identity;
 pub mod load;
 pub mod logging;

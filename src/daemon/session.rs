@@ -109,7 +109,7 @@ impl Session {
     }
 }
 
-fn parse_hint(hint: &str) -> Option<Session> {
+pub(super) fn parse_hint(hint: &str) -> Option<Session> {
     let mut words = hint.split_ascii_whitespace();
     let (peer, peer_port, _, port) = (words.next()?, words.next()?, words.next()?, words.next()?);
     let peer: IpAddr = peer.parse().ok()?;
@@ -198,7 +198,7 @@ fn processes_of(login: u32) -> io::Result<Vec<Process>> {
 
 /// The name and the parent's number of proc_pid_stat(5): `1234 (name) S 1 ...`. The name may hold anything, blanks and
 /// parentheses included.
-fn parse_stat(stat: &[u8]) -> Option<(String, u32)> {
+pub(super) fn parse_stat(stat: &[u8]) -> Option<(String, u32)> {
     let text = String::from_utf8_lossy(stat);
     let (_, rest) = text.split_once('(')?;
     let (name, rest) = rest.rsplit_once(')')?;
@@ -213,7 +213,7 @@ fn inode_of(target: &str) -> Option<u32> {
 
 /// An established TCP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Socket {
+pub(super) struct Socket {
     session: Session,
     inode: u32,
 }
@@ -245,7 +245,7 @@ mod address_family {
 }
 
 /// sock_diag(7), linux/inet_diag.h, in the machine's byte order but for ports and addresses.
-mod wire {
+pub(super) mod wire {
     use super::*;
 
     const HEADER: usize = 16;
@@ -273,7 +273,7 @@ mod wire {
     }
 
     /// Reads one buffer of an answer; whether it was the last one.
-    pub(super) fn read(mut bytes: &[u8], mut take: impl FnMut(Socket)) -> io::Result<bool> {
+    pub(in crate::daemon) fn read(mut bytes: &[u8], mut take: impl FnMut(Socket)) -> io::Result<bool> {
         let malformed = || io::Error::from(io::ErrorKind::InvalidData);
         while !bytes.is_empty() {
             let length = u32::from_ne_bytes(array(bytes, 0).ok_or_else(malformed)?) as usize;

@@ -8,6 +8,8 @@
 mod clock;
 mod connections;
 mod enforcement;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod kernel;
 mod neighbours;
 mod processes;

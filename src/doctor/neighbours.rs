@@ -107,7 +107,7 @@ impl Neighbours {
 }
 
 /// Whether this nft script removes all tables. Looks at commands only, not at rules.
-fn flushes_everything(script: &str) -> bool {
+pub(super) fn flushes_everything(script: &str) -> bool {
     script.lines().any(|line| {
         let command = line.split('#').next().unwrap_or_default();
         command.split(';').any(|command| command.split_whitespace().take(2).eq(["flush", "ruleset"]))

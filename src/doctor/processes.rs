@@ -129,13 +129,13 @@ impl Processes {
 }
 
 /// `CapEff` of /proc/PID/status, proc_pid_status(5).
-fn effective_capabilities(status: &str) -> Option<u64> {
+pub(super) fn effective_capabilities(status: &str) -> Option<u64> {
     let value = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(value.trim(), 16).ok()
 }
 
 /// The option `hidepid` of the /proc that is seen, from /proc/PID/mountinfo; `None` when nothing is hidden.
-fn hidepid(mountinfo: &str) -> Option<String> {
+pub(super) fn hidepid(mountinfo: &str) -> Option<String> {
     // The last one mounted is on top.
     let line = mountinfo.lines().rfind(|line| line.split(' ').nth(4) == Some("/proc"))?;
     let (_, options) = line.split_once(" - ")?;

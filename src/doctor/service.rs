@@ -165,7 +165,7 @@ fn units() -> Result<BTreeMap<String, Properties>, String> {
 }
 
 /// What `systemctl show` prints: a line for each property, and an empty line between units.
-fn parse(text: &str) -> BTreeMap<String, Properties> {
+pub(super) fn parse(text: &str) -> BTreeMap<String, Properties> {
     let units = text.split("\n\n").map(|block| {
         block.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned()))
     });

@@ -16,6 +16,8 @@ pub(crate) mod testing;
 pub use error::Error;
 pub use fake::FakeKernel;
 pub(crate) use netlink::clock_is_synchronized;
+#[cfg(feature = "fuzzing")]
+pub(crate) use netlink::fuzzing;
 #[cfg(feature = "bpf")]
 pub(crate) use netlink::namespace_cookie;
 pub use netlink::{Conntrack, Destroyed, ForeignChain, Monitor, Netlink, Note, Notification, Sockets};

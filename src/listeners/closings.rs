@@ -102,7 +102,7 @@ impl AsRawFd for Closings {
     }
 }
 
-fn read_closing(message: &Message<'_>) -> Result<Option<Closing>, Malformed> {
+pub(super) fn read_closing(message: &Message<'_>) -> Result<Option<Closing>, Malformed> {
     if message.kind != SOCK_DIAG_BY_FAMILY {
         return Ok(None);
     }

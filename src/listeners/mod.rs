@@ -3,6 +3,8 @@
 mod closings;
 mod error;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod inet_diag;
 mod owners;
 mod process;

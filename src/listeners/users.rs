@@ -60,11 +60,11 @@ fn users(passwd: &[u8]) -> impl Iterator<Item = (&[u8], u32)> {
     })
 }
 
-fn id_in(passwd: &[u8], name: &str) -> Option<u32> {
+pub(super) fn id_in(passwd: &[u8], name: &str) -> Option<u32> {
     users(passwd).find(|(found, _)| *found == name.as_bytes()).map(|(_, uid)| uid)
 }
 
-fn name_in(passwd: &[u8], uid: u32) -> Option<String> {
+pub(super) fn name_in(passwd: &[u8], uid: u32) -> Option<String> {
     users(passwd).find(|(_, found)| *found == uid).map(|(name, _)| String::from_utf8_lossy(name).into_owned())
 }
 

@@ -277,12 +277,16 @@ fn sorted_difference<T: Ord + Clone>(old: &[T], new: &[T]) -> (Vec<T>, Vec<T>) {
     (deleted, added)
 }
 
-/// The fewest insertions and deletions that lead from one list of rules to the other.
+/// So many pairs of rules of a chain are compared, which takes 4 MiB. Chains have some dozens of rules, unless a policy has a port
+/// in thousands of its own rows.
+const MOST_COMPARISONS: usize = 1 << 20;
+
+/// Insertions and deletions that lead from one list of rules to the other: the fewest, unless what differs is very much.
 fn rule_changes(changes: &mut Vec<Change>, chain: &Name, old: &[Rule], new: &[Rule]) {
     if old == new {
         return;
     }
-    let kept = longest_common_subsequence(old, new);
+    let kept = common_rules(old, new);
     let kept_old: BTreeSet<usize> = kept.iter().map(|&(index, _)| index).collect();
     for index in (0..old.len()).filter(|index| !kept_old.contains(index)) {
         changes.push(Change::DeleteRule { chain: chain.clone(), index });
@@ -302,10 +306,27 @@ fn rule_changes(changes: &mut Vec<Change>, chain: &Name, old: &[Rule], new: &[Ru
     }
 }
 
-/// Pairs of indices of the rules that stay. Chains have at most some dozens of rules, so the table is small.
+/// Pairs of indices of the rules that stay. Of what is left between the rules that both lists begin and end with, none does
+/// when comparing each with each would take too much: somebody else may have put any number of rules there.
+fn common_rules(old: &[Rule], new: &[Rule]) -> Vec<(usize, usize)> {
+    let equal = |(one, other): &(&Rule, &Rule)| one == other;
+    let begin = old.iter().zip(new).take_while(equal).count();
+    let (old_rest, new_rest) = (&old[begin..], &new[begin..]);
+    let end = old_rest.iter().rev().zip(new_rest.iter().rev()).take_while(equal).count();
+    let (old_middle, new_middle) = (&old_rest[..old_rest.len() - end], &new_rest[..new_rest.len() - end]);
+    let mut kept: Vec<_> = (0..begin).map(|index| (index, index)).collect();
+    if (old_middle.len() + 1).saturating_mul(new_middle.len() + 1) <= MOST_COMPARISONS {
+        let middle = longest_common_subsequence(old_middle, new_middle);
+        kept.extend(middle.into_iter().map(|(i, j)| (begin + i, begin + j)));
+    }
+    kept.extend((0..end).map(|index| (old.len() - end + index, new.len() - end + index)));
+    kept
+}
+
+/// Pairs of indices of the rules that stay. The table of their numbers is at most [`MOST_COMPARISONS`] long.
 fn longest_common_subsequence(old: &[Rule], new: &[Rule]) -> Vec<(usize, usize)> {
     let width = new.len() + 1;
-    let mut length = vec![0_usize; (old.len() + 1) * width];
+    let mut length = vec![0_u32; (old.len() + 1) * width];
     for i in (0..old.len()).rev() {
         for j in (0..new.len()).rev() {
             length[i * width + j] = if old[i] == new[j] {
@@ -415,6 +436,23 @@ mod tests {
         let expected =
             [Change::DeleteRule { chain: "c".into(), index: 1 }, add(Some(2), 4), add(Some(2), 5), add(None, 6)];
         assert_eq!(changes, expected);
+    }
+
+    #[test]
+    fn chains_of_very_many_rules_are_compared_at_their_ends() {
+        let with_ends = |middle: &[u16]| chain(&[&[1], middle, &[2]].concat());
+        let old: Vec<u16> = (100..40_100).collect();
+        let new: Vec<u16> = (20_000..60_000).rev().collect();
+        // A table of all pairs would take gigabytes.
+        let changes = diff(Some(&with_ends(&old)), Some(&with_ends(&new)));
+        let (deleted, added) = changes.split_at(old.len());
+        assert!((1..).zip(deleted).all(|(index, change)| *change == Change::DeleteRule { chain: "c".into(), index }));
+        let add = |port| Change::AddRule { chain: "c".into(), before: Some(1 + old.len()), rule: rule(port) };
+        assert!(added.iter().eq(&new.iter().copied().map(add).collect::<Vec<_>>()));
+        assert_eq!(added.len(), new.len());
+        // A rule more or less is still one change.
+        let more: Vec<u16> = [&old[..30_000], &[99], &old[30_000..]].concat();
+        assert_eq!(diff(Some(&with_ends(&old)), Some(&with_ends(&more))).len(), 1);
     }
 
     #[test]

@@ -19,6 +19,8 @@
 
 mod date;
 mod file;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod record;
 mod replace;
 #[cfg(test)]
@@ -224,14 +226,7 @@ impl Store {
     ///
     /// It cannot be read, or is not as it was written.
     pub fn trial(&self) -> Result<Option<Pending>, Error> {
-        self.read(TRIAL, |record| {
-            Ok(Pending {
-                time: record.fields.number("time")?,
-                user: record.fields.text("user")?,
-                label: record.fields.text("label")?,
-                policy: record.body,
-            })
-        })
+        self.read(TRIAL, pending_of)
     }
 
     /// Keeps in mind that a policy is on trial.
@@ -241,14 +236,7 @@ impl Store {
     /// The state cannot be written.
     pub fn set_trial(&self, pending: &Pending) -> Result<(), Error> {
         let _lock = file::lock(&self.folder)?;
-        let fields = Fields::new()
-            .with("time", pending.time)
-            .with("date", utc(pending.time))
-            .with("user", &pending.user)
-            .with("label", &pending.label)
-            .with("policy-sha256", hash(&pending.policy));
-        let record = Record { kind: TRIAL, fields, body: pending.policy.clone() };
-        file::write(&self.folder, TRIAL, &record.encode())?;
+        file::write(&self.folder, TRIAL, &record_of_pending(pending).encode())?;
         file::sync_folder(&self.folder)
     }
 
@@ -272,23 +260,7 @@ impl Store {
     ///
     /// It cannot be read, or is not as it was written.
     pub fn fail_safe(&self) -> Result<Option<FailSafe>, Error> {
-        self.read(FAIL_SAFE, |record| {
-            let admins = record.body.lines().map(IpNet::from_str).collect::<Result<_, _>>();
-            Ok(FailSafe {
-                host: record.fields.text("host")?,
-                mode: match record.fields.text("mode")?.as_str() {
-                    "enforce" => Mode::Enforce,
-                    "observe" => Mode::Observe,
-                    _ => return Err(Damage::Field("mode")),
-                },
-                fail: match record.fields.text("fail")?.as_str() {
-                    "closed" => Fail::Closed,
-                    "open" => Fail::Open,
-                    _ => return Err(Damage::Field("fail")),
-                },
-                admins: admins.map_err(|_| Damage::Field("its list of addresses"))?,
-            })
-        })
+        self.read(FAIL_SAFE, fail_safe_of)
     }
 
     /// Keeps what the fail-safe needs, unless it is already there.
@@ -301,12 +273,7 @@ impl Store {
             return Ok(());
         }
         let _lock = file::lock(&self.folder)?;
-        let fields = Fields::new()
-            .with("host", &fail_safe.host)
-            .with("mode", fail_safe.mode.name())
-            .with("fail", fail_safe.fail.name());
-        let body = fail_safe.admins.iter().map(|network| format!("{network}\n")).collect();
-        file::write(&self.folder, FAIL_SAFE, &Record { kind: FAIL_SAFE, fields, body }.encode())?;
+        file::write(&self.folder, FAIL_SAFE, &record_of_fail_safe(fail_safe).encode())?;
         file::sync_folder(&self.folder)
     }
 
@@ -380,6 +347,52 @@ fn applied_of(mut record: Record) -> Result<Applied, Damage> {
         host: record.fields.text("host")?,
         policy: record.body,
         catalogue,
+    })
+}
+
+fn record_of_pending(pending: &Pending) -> Record {
+    let fields = Fields::new()
+        .with("time", pending.time)
+        .with("date", utc(pending.time))
+        .with("user", &pending.user)
+        .with("label", &pending.label)
+        .with("policy-sha256", hash(&pending.policy));
+    Record { kind: TRIAL, fields, body: pending.policy.clone() }
+}
+
+fn pending_of(record: Record) -> Result<Pending, Damage> {
+    Ok(Pending {
+        time: record.fields.number("time")?,
+        user: record.fields.text("user")?,
+        label: record.fields.text("label")?,
+        policy: record.body,
+    })
+}
+
+fn record_of_fail_safe(fail_safe: &FailSafe) -> Record {
+    let fields = Fields::new()
+        .with("host", &fail_safe.host)
+        .with("mode", fail_safe.mode.name())
+        .with("fail", fail_safe.fail.name());
+    let body = fail_safe.admins.iter().map(|network| format!("{network}\n")).collect();
+    Record { kind: FAIL_SAFE, fields, body }
+}
+
+fn fail_safe_of(record: Record) -> Result<FailSafe, Damage> {
+    let admins = record.body.lines().map(IpNet::from_str).collect::<Result<_, _>>();
+    Ok(FailSafe {
+        host: record.fields.text("host")?,
+        mode: match record.fields.text("mode")?.as_str() {
+            "enforce" => Mode::Enforce,
+            "observe" => Mode::Observe,
+            _ => return Err(Damage::Field("mode")),
+        },
+        fail: match record.fields.text("fail")?.as_str() {
+            "closed" => Fail::Closed,
+            "open" => Fail::Open,
+            _ => return Err(Damage::Field("fail")),
+        },
+        admins: admins.map_err(|_| Damage::Field("its list of addresses"))?,
     })
 }
 

@@ -66,9 +66,7 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let first_line = first_line(self.kind);
-        let rest = format!("{}\n{}", self.fields, self.body);
-        format!("{first_line}{CHECKSUM}{}\n{rest}", checksum(&first_line, &rest)).into_bytes()
+        sealed(self.kind, &format!("{}\n{}", self.fields, self.body))
     }
 
     pub(super) fn decode(kind: &'static str, bytes: Vec<u8>) -> Result<Self, Damage> {
@@ -84,6 +82,12 @@ impl Record {
         let (fields, body) = rest.split_once("\n\n").ok_or(Damage::Format)?;
         Ok(Self { kind, fields: Fields::parse(fields)?, body: body.to_owned() })
     }
+}
+
+/// A file of this kind with these fields and body, under the checksum that they have.
+pub(super) fn sealed(kind: &str, rest: &str) -> Vec<u8> {
+    let first_line = first_line(kind);
+    format!("{first_line}{CHECKSUM}{}\n{rest}", checksum(&first_line, rest)).into_bytes()
 }
 
 fn first_line(kind: &str) -> String {

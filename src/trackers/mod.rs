@@ -10,6 +10,8 @@
 
 mod claim;
 mod exchange;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod holder;
 pub mod imq;
 mod observer;

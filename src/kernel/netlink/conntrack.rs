@@ -101,7 +101,7 @@ fn error_of(doing: &str, errno: Errno) -> Error {
 }
 
 /// What names one entry: the original direction, the zone, and the entry's number.
-fn put_identity(bytes: &mut Vec<u8>, flow: &Flow) {
+pub(super) fn put_identity(bytes: &mut Vec<u8>, flow: &Flow) {
     let Tuple { source, destination, key } = flow.original;
     let tuple = begin_nest(bytes, attribute::TUPLE_ORIGINAL);
     let addresses = begin_nest(bytes, attribute::TUPLE_ADDRESSES);
@@ -140,7 +140,7 @@ fn put_identity(bytes: &mut Vec<u8>, flow: &Flow) {
 }
 
 /// The flow of a message; `None` for messages that tell of something else.
-fn read_flow(message: &Message<'_>) -> Result<Option<Flow>, Malformed> {
+pub(super) fn read_flow(message: &Message<'_>) -> Result<Option<Flow>, Malformed> {
     if message.kind != ctnetlink(attribute::NEW) || !matches!(message.family()?, FAMILY_IPV4 | FAMILY_IPV6) {
         return Ok(None);
     }
@@ -161,7 +161,7 @@ fn read_flow(message: &Message<'_>) -> Result<Option<Flow>, Malformed> {
 }
 
 /// The protocol, the addresses, and the zone if it is one of this direction only.
-fn read_tuple(attributes: &Attributes<'_>, number: u16) -> Result<(u8, Tuple, Option<u16>), Malformed> {
+pub(super) fn read_tuple(attributes: &Attributes<'_>, number: u16) -> Result<(u8, Tuple, Option<u16>), Malformed> {
     let tuple = attributes.nested(number)?;
     let addresses = tuple.nested(attribute::TUPLE_ADDRESSES)?;
     let address = |ipv4, ipv6| match (addresses.get(ipv4), addresses.get(ipv6)) {

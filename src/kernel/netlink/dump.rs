@@ -3,6 +3,8 @@
 
 use super::batch::{Handles, key_of};
 use super::uapi::{self, NFPROTO_INET, chain, data, element, expression as attribute, message, rule, set, table};
+#[cfg(any(test, feature = "fuzzing"))]
+use super::wire;
 use super::wire::{Attributes, Malformed, Message, attributes};
 use crate::kernel::Snapshot;
 use crate::kernel::expression::{ConnectionKey, Expression, FurtherKey, MetaKey, PayloadBase, lift};
@@ -506,6 +508,32 @@ fn read_log(of: &Attributes<'_>) -> Result<Option<Expression>, Malformed> {
     Ok(plain.then_some(Expression::Log { prefix, target: LogTarget::Kernel }))
 }
 
+/// What the kernel would answer to dumps of a table that these messages have made.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn read_back(bytes: &[u8]) -> TableReader {
+    let mut reader = TableReader::new(1);
+    for message in wire::messages(bytes).map_while(Result::ok) {
+        let _ = match message.nf_tables_kind() {
+            Some(message::NEWTABLE) => reader.table(&message),
+            Some(message::NEWSETELEM) => {
+                let set: Option<Name> = message
+                    .attributes()
+                    .ok()
+                    .and_then(|attributes| attributes.text(element::OF_SET).ok().flatten().map(Name::from));
+                set.map_or(Ok(()), |set| reader.elements(&set, &message))
+            }
+            Some(message::NEWRULE) => {
+                // The kernel gives each rule a handle.
+                let mut payload = message.payload.to_vec();
+                wire::put(&mut payload, rule::HANDLE, &7_u64.to_be_bytes());
+                reader.object(&Message { payload: &payload, ..message })
+            }
+            _ => reader.object(&message),
+        };
+    }
+    reader
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::batch;
@@ -514,31 +542,6 @@ mod tests {
     use crate::kernel::testing;
     use crate::ruleset::diff::{Change, diff};
     use proptest::prelude::*;
-
-    /// What the kernel would answer to dumps of a table that these messages have made.
-    fn read_back(bytes: &[u8]) -> TableReader {
-        let mut reader = TableReader::new(1);
-        for message in messages(bytes).map_while(Result::ok) {
-            let _ = match message.nf_tables_kind() {
-                Some(message::NEWTABLE) => reader.table(&message),
-                Some(message::NEWSETELEM) => {
-                    let set: Option<Name> = message
-                        .attributes()
-                        .ok()
-                        .and_then(|attributes| attributes.text(element::OF_SET).ok().flatten().map(Name::from));
-                    set.map_or(Ok(()), |set| reader.elements(&set, &message))
-                }
-                Some(message::NEWRULE) => {
-                    // The kernel gives each rule a handle.
-                    let mut payload = message.payload.to_vec();
-                    put(&mut payload, rule::HANDLE, &7_u64.to_be_bytes());
-                    reader.object(&Message { payload: &payload, ..message })
-                }
-                _ => reader.object(&message),
-            };
-        }
-        reader
-    }
 
     proptest! {
         #[test]

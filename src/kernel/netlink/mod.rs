@@ -5,6 +5,8 @@ mod batch;
 mod conntrack;
 mod conversation;
 mod dump;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod monitor;
 mod native;
 mod neighbours;

@@ -131,7 +131,7 @@ fn push(notifications: &mut Vec<Notification>, next: Notification) {
     }
 }
 
-fn read_notification(message: &Message<'_>) -> Result<Option<Notification>, Malformed> {
+pub(super) fn read_notification(message: &Message<'_>) -> Result<Option<Notification>, Malformed> {
     let Some(kind) = message.nf_tables_kind() else { return Ok(None) };
     let attributes = message.attributes()?;
     if kind == message::NEWGEN {

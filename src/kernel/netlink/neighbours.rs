@@ -56,13 +56,13 @@ impl Netlink {
 }
 
 #[derive(Debug, Default)]
-struct Reader {
+pub(super) struct Reader {
     dormant: BTreeSet<(u8, String)>,
     chains: Vec<ForeignChain>,
 }
 
 impl Reader {
-    fn table(&mut self, message: &Message<'_>) -> Result<(), Malformed> {
+    pub(super) fn table(&mut self, message: &Message<'_>) -> Result<(), Malformed> {
         let attributes = message.attributes()?;
         if attributes.be32(table::FLAGS)?.unwrap_or_default() & DORMANT != 0 && self.dormant.len() < MOST_CHAINS {
             self.dormant.insert((message.family()?, name(&attributes, table::NAME)));
@@ -70,7 +70,7 @@ impl Reader {
         Ok(())
     }
 
-    fn chain(&mut self, message: &Message<'_>) -> Result<(), Malformed> {
+    pub(super) fn chain(&mut self, message: &Message<'_>) -> Result<(), Malformed> {
         let attributes = message.attributes()?;
         let (family, table) = (message.family()?, name(&attributes, uapi::OF_TABLE));
         let is_own = family == NFPROTO_INET && table == TABLE;

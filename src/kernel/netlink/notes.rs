@@ -40,7 +40,7 @@ impl Netlink {
     }
 }
 
-fn read(message: &Message<'_>, record: Record, notes: &mut BTreeSet<Note>) -> Result<(), Malformed> {
+pub(super) fn read(message: &Message<'_>, record: Record, notes: &mut BTreeSet<Note>) -> Result<(), Malformed> {
     if message.nf_tables_kind() != Some(message::NEWSETELEM) {
         return Ok(());
     }

@@ -108,14 +108,14 @@ impl Sockets {
 
 /// What an answer says of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Found {
+pub(super) struct Found {
     state: u8,
     /// 0 for one that is not connected.
     peer_port: u16,
     cookie: [u8; 8],
 }
 
-fn read_socket(message: &Message<'_>) -> Result<Found, Malformed> {
+pub(super) fn read_socket(message: &Message<'_>) -> Result<Found, Malformed> {
     let malformed = Malformed("a socket");
     let state = *message.payload.get(1).ok_or(malformed)?;
     let identity = message.payload.get(IDENTITY_IN_ANSWER..).and_then(|rest| rest.get(..IDENTITY)).ok_or(malformed)?;

@@ -61,7 +61,7 @@ fn open_unmounted() -> Result<OwnedFd, Unavailable> {
 }
 
 /// Where whole hierarchies of cgroup2 are mounted, from /proc/PID/mountinfo, proc_pid_mountinfo(5).
-fn mount_points(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
+pub(in crate::listeners) fn mount_points(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
     mountinfo.split(|&byte| byte == b'\n').filter_map(|line| {
         let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
         let separator = fields.iter().position(|field| *field == b"-")?;

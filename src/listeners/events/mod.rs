@@ -7,9 +7,9 @@
 #[cfg(feature = "bpf")]
 mod attached;
 #[cfg(feature = "bpf")]
-mod cgroup;
+pub(super) mod cgroup;
 #[cfg(feature = "bpf")]
-mod record;
+pub(super) mod record;
 
 #[cfg(not(feature = "bpf"))]
 mod absent;

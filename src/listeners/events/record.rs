@@ -14,7 +14,7 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// Reads a record; `None` when it is none.
-pub(super) fn read(record: &[u8]) -> Option<Event> {
+pub(in crate::listeners) fn read(record: &[u8]) -> Option<Event> {
     let (cookie, rest) = record.split_first_chunk::<8>()?;
     let (_namespace, rest) = rest.split_first_chunk::<8>()?;
     let (address, rest) = rest.split_first_chunk::<16>()?;

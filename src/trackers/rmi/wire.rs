@@ -11,6 +11,7 @@ use super::super::reader::Reader;
 use super::super::stub::{Endpoint, endpoints};
 use super::super::text::shown_bytes;
 use std::fmt;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// `JRMI`, version 2, and the protocol of one call a connection.
@@ -42,9 +43,10 @@ const INTERFACE: u64 = 0x4415_4dc9_d4e6_3bdf;
 /// The length of a `UID`, which follows the kind of a return.
 const UID: usize = 14;
 
-/// A name of a registry, as Java writes it (`java.io.DataInput`, "modified UTF-8"), at most 65,535 bytes.
+/// A name of a registry, as Java writes it (`java.io.DataInput`, "modified UTF-8"), at most 65,535 bytes. Copies share it: a
+/// list may refer to one long name very many times.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Name(Vec<u8>);
+pub struct Name(Arc<[u8]>);
 
 impl From<&str> for Name {
     /// The name of an object; what is beyond the longest name is cut off.
@@ -148,7 +150,7 @@ fn read_names(reader: &mut Reader<'_>) -> Option<Vec<Name>> {
         match reader.u8()? {
             TC_ENDBLOCKDATA => break,
             TC_NULL => {}
-            TC_STRING => handles.push(Some(Name(reader.counted()?.to_vec()))),
+            TC_STRING => handles.push(Some(Name(reader.counted()?.into()))),
             _ => return None,
         }
     }
@@ -160,7 +162,7 @@ fn read_names(reader: &mut Reader<'_>) -> Option<Vec<Name>> {
     for _ in 0..count {
         match reader.u8()? {
             TC_STRING => {
-                let name = Name(reader.counted()?.to_vec());
+                let name = Name(reader.counted()?.into());
                 handles.push(Some(name.clone()));
                 names.push(name);
             }
@@ -247,6 +249,16 @@ mod tests {
         let repeated = list_with(codebase, b"\0\0\0\x03\x74\0\x01a\x71\0\x7e\0\x03\x71\0\x7e\0\x01");
         assert_eq!(parse_names(&repeated), Ok(names(&["a", "a", "file:/"])));
         assert_eq!(parse_names(&list_with(&[TC_NULL], &[0; 4])), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_long_name_that_is_referred_to_very_often_is_kept_once() {
+        let long = [b"\x74\xff\xff".as_slice(), &[b'a'; 0xffff]].concat();
+        let rest = [b"\0\0\x80\x01".as_slice(), &long, &b"\x71\0\x7e\0\x02".repeat(0x8000)].concat();
+        // Copies would take two gigabytes.
+        let found = parse_names(&list_with(&[TC_NULL], &rest)).unwrap();
+        assert_eq!(found.len(), 0x8001);
+        assert!(found.iter().all(|name| Arc::ptr_eq(&name.0, &found[0].0)));
     }
 
     #[test]

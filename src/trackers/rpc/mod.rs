@@ -6,6 +6,8 @@
 
 mod wire;
 
+#[cfg(feature = "fuzzing")]
+pub(super) use wire::Record;
 pub use wire::{Malformed, Registration, claims, parse};
 
 use super::exchange::{NoAnswer, Question};

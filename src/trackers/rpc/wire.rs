@@ -91,7 +91,7 @@ pub(super) fn dump_call() -> Vec<u8> {
 
 /// How far the fragments of a record have been followed while it arrives.
 #[derive(Debug, Default)]
-pub(super) struct Record {
+pub(in crate::trackers) struct Record {
     /// Where the next fragment begins.
     next: usize,
     last_seen: bool,
@@ -99,7 +99,7 @@ pub(super) struct Record {
 
 impl Record {
     /// Whether the bytes hold the whole record. Each call is given what was there before, and more.
-    pub(super) fn is_whole(&mut self, bytes: &[u8]) -> bool {
+    pub(in crate::trackers) fn is_whole(&mut self, bytes: &[u8]) -> bool {
         while !self.last_seen {
             let Some(mark) = bytes.get(self.next..).and_then(|rest| Reader::new(rest).u32()) else { return false };
             let (length, last) = read_mark(mark);
