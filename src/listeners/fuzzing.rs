@@ -11,7 +11,7 @@ use std::hint::black_box;
 pub fn sock_diag(bytes: &[u8]) {
     for message in messages(bytes).map_while(Result::ok) {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            if let Ok(Some(listener)) = inet_diag::listener(protocol, message.payload) {
+            if let Ok(Some(listener)) = black_box(inet_diag::listener(protocol, message.payload)) {
                 assert_eq!(listener.protocol, protocol);
                 assert_ne!(listener.port, 0);
             }
@@ -22,7 +22,7 @@ pub fn sock_diag(bytes: &[u8]) {
 
 /// Reads any bytes as a record of the BPF programs.
 pub fn event(bytes: &[u8]) {
-    if let Some(Event::Opened(socket) | Event::Closed(socket)) = record::read(bytes) {
+    if let Some(Event::Opened(socket) | Event::Closed(socket)) = black_box(record::read(bytes)) {
         assert_ne!(socket.port, 0);
     }
 }
