@@ -304,7 +304,7 @@ fn the_service_manager_is_told() {
     assert!(told().contains("READY=1"));
     fs::write(&file, "nonsense").unwrap();
     let status = told();
-    assert!(status.contains("STATUS=") && status.contains("does not load"), "{status}");
+    assert!(status.contains("STATUS=") && status.contains("is not applied"), "{status}");
     daemon.signal(Signal::SIGTERM);
     let stopping = told();
     assert!(stopping.contains("STOPPING=1"), "{stopping}");

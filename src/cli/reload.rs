@@ -12,9 +12,10 @@ use std::path::PathBuf;
 
 /// Have the daemon read the policy now, and say how that went
 ///
-/// The daemon follows the file by itself; this is for scripts that must know the outcome. When the policy does not load,
-/// the error is printed, the exit code is 2, and what was enforced stays. So it is, too, when the policy would not let the
-/// SSH session in again over which this command is given, or no administrator at all.
+/// The daemon follows the file by itself; this is for scripts that must know the outcome, and for a file that it has held
+/// back because somebody who is logged in by SSH could not log in again. When the policy does not load, the error is
+/// printed, the exit code is 2, and what was enforced stays. So it is, too, when the policy would not let the SSH session
+/// in again over which this command is given, or no administrator at all.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   portward reload

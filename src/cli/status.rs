@@ -20,8 +20,8 @@ const WARNINGS_NAMED: usize = 5;
 
 /// Ask the daemon whether the policy file is what the kernel enforces
 ///
-/// The exit code is 0 when it is; 1 when the daemon keeps an older policy because the file does not load, or when the
-/// kernel does not take what it should, or when a policy is on trial; 2 when no daemon answers.
+/// The exit code is 0 when it is; 1 when the daemon keeps an older policy because the file does not load or is refused, or when
+/// the kernel does not take what it should, or when a policy is on trial; 2 when no daemon answers.
 #[derive(Debug, Args)]
 pub(super) struct Status {
     /// The daemon's control socket
@@ -57,7 +57,7 @@ pub(super) fn of_daemon(control_socket: &Path) -> Result<Box<DaemonStatus>, Erro
 pub(super) fn render(status: &DaemonStatus, now: u64) -> String {
     let (style, condition) = match status.condition {
         Condition::InStep => (GREEN, "in step: the kernel enforces what the policy file says"),
-        Condition::Keeping => (RED, "keeping: the policy file does not load, what was enforced before stays"),
+        Condition::Keeping => (RED, "keeping: the policy file is not applied, what was enforced before stays"),
         Condition::Disputed => (RED, "disputed: somebody keeps changing the table, and portward keeps repairing it"),
         Condition::Trying => (YELLOW, "trying: the kernel enforces a policy for the time being"),
         Condition::Failing => (RED, "failing: the kernel does not hold what the policy says"),
@@ -130,7 +130,7 @@ pub(super) fn render(status: &DaemonStatus, now: u64) -> String {
         text.push_str(&warnings(&enforced.warnings));
     }
     for (title, failure) in [
-        ("the policy does not load", &status.policy_error),
+        ("the policy file is not applied", &status.policy_error),
         ("the kernel", &status.kernel_error),
         ("the state on disk", &status.state_error),
     ] {

@@ -42,15 +42,15 @@ enum Caller {
     NoSession,
     /// Who sits at the other end of this one.
     Session(Session),
-    /// Somebody who had it asked for by another process, such as systemctl by the service manager: any of those who are
-    /// logged in.
+    /// Somebody who is not known: who has changed the file, or had it asked for by another process, such as systemctl by
+    /// the service manager. It may be any of those who are logged in.
     Anybody,
 }
 
 impl Asker {
-    /// Nobody but the file.
+    /// Whoever has changed the file.
     pub(super) fn file() -> Self {
-        Self { user: "file changed".to_owned(), ..Self::default() }
+        Self { user: "file changed".to_owned(), caller: Caller::Anybody, ..Self::default() }
     }
 
     /// Nobody: the daemon itself, when it starts and when the machine has got its addresses.

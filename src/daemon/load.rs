@@ -74,10 +74,11 @@ pub enum Error {
         /// The session.
         session: Session,
     },
-    /// Under the policy one of those who are logged in could not log in again, and it may have been that one who asked.
+    /// Under the policy one of those who are logged in could not log in again, and it may have been that one who changed the
+    /// file or asked.
     #[error(
-        "{}: the SSH session {session} could not be opened again on host {host} under this policy, and whoever asked by \
-         systemctl or by a signal may sit there, so it is not applied; add that address to `admin` in [groups], or give \
+        "{}: the SSH session {session} could not be opened again on host {host} under this policy, and whoever changed it \
+         may sit there, so it is not applied; add that address to `admin` in [groups], or give \
          `portward reload --force` if that is meant",
         .policy.display()
     )]

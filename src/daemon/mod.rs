@@ -617,7 +617,7 @@ impl<K: Kernel> Daemon<K> {
         let message = describe(error);
         let known = self.status.borrow().policy_error.as_ref().is_some_and(|failure| failure.message == message);
         if !known || log_again {
-            error!("the policy does not load; what is enforced stays\n{message}");
+            error!("the policy is not applied; what is enforced stays\n{message}");
         }
         if !known {
             let failure = Failure { since: now(), message: message.clone() };
@@ -661,7 +661,7 @@ impl<K: Kernel> Daemon<K> {
         let first_line = |failure: &Failure| failure.message.lines().next().unwrap_or_default().to_owned();
         match (&status.kernel_error, &status.policy_error) {
             (Some(failure), _) => format!("{enforced}; the kernel refuses: {}", first_line(failure)),
-            (None, Some(failure)) => format!("{enforced}; the policy does not load: {}", first_line(failure)),
+            (None, Some(failure)) => format!("{enforced}; the policy file is not applied: {}", first_line(failure)),
             (None, None) => enforced,
         }
     }

@@ -60,7 +60,7 @@ pub struct Status {
 pub enum Condition {
     /// The kernel holds what the policy file says.
     InStep,
-    /// The policy file does not load; what was enforced before stays.
+    /// The policy file does not load, or is refused; what was enforced before stays.
     Keeping,
     /// The kernel does not take what it should hold.
     Failing,

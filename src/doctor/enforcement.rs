@@ -191,7 +191,7 @@ impl Enforcement {
                 ),
                 (Condition::Keeping, _, Some(failure)) => Finding::problem(
                     CHECK,
-                    format!("an older policy stays in force, the file does not load: {}", one_line(&failure.message)),
+                    format!("an older policy stays in force, the file is not applied: {}", one_line(&failure.message)),
                     "`portward check` says what is wrong",
                 ),
                 (Condition::Disputed, _, _) => Finding::problem(

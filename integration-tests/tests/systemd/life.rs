@@ -30,7 +30,7 @@ fn edits_are_followed_and_bad_ones_refused_with_the_reason() -> Result<()> {
     assert!(!reload.success, "a reload of a bad policy must fail: {}", reload.text);
     let journal = container.journal();
     assert!(journal.contains("unknown role `consul`") && journal.contains("did you mean `console`?"), "{journal}");
-    assert!(container.property("StatusText")?.contains("does not load"), "{}", container.property("StatusText")?);
+    assert!(container.property("StatusText")?.contains("is not applied"), "{}", container.property("StatusText")?);
     assert_eq!(container.table()?, table, "a policy that does not load changes nothing");
     assert_eq!(container.property("ActiveState")?, "active");
 
