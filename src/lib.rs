@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod fuzzing;
 pub mod kernel;
 pub mod listeners;
+mod news;
 pub mod plan;
 pub mod policy;
 pub mod ruleset;

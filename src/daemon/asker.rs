@@ -1,7 +1,7 @@
 //! Who asks the daemon for something, and what that means for the answer.
 
-use super::load;
 use super::session::{Session, is_of_service_manager};
+use super::{Desired, load};
 use crate::plan::Plan;
 use std::fs;
 use std::path::Path;
@@ -83,8 +83,8 @@ impl Asker {
         Self { user: user_of(client), cause: None, force: client.force, caller }
     }
 
-    /// Whether a policy may be applied for this one, in the place of what is enforced at present. What is no news cannot
-    /// cut a session.
+    /// Whether a policy may be applied for this one, in the place of what is desired at present. What is no news cannot
+    /// cut a session; of the sessions on port 22, it cuts these.
     ///
     /// # Errors
     ///
@@ -93,9 +93,10 @@ impl Asker {
     pub(super) fn admits(
         &self,
         plan: &Plan<'_>,
-        present: Option<&Plan<'_>>,
+        present: Option<&Desired>,
         policy: &Path,
         is_news: bool,
+        cut: &[Session],
     ) -> Result<(), load::Error> {
         if self.force {
             return Ok(());
@@ -106,11 +107,12 @@ impl Asker {
             Caller::Session(session) if is_news && session.is_cut_by(plan) => {
                 Err(load::Error::OwnSession { policy, host, session })
             }
-            Caller::Anybody if is_news => {
+            Caller::Anybody if !cut.is_empty() => {
                 // Who could not log in anew as it is, loses nothing.
-                let is_let_in = |session: &Session| present.is_none_or(|present| !session.is_cut_by(present));
-                match cut_by(plan).into_iter().find(is_let_in) {
-                    Some(session) => Err(load::Error::OpenSession { policy, host, session }),
+                let present = present.and_then(Desired::plan);
+                let is_let_in = |session: &&Session| present.as_ref().is_none_or(|plan| !session.is_cut_by(plan));
+                match cut.iter().find(is_let_in) {
+                    Some(&session) => Err(load::Error::OpenSession { policy, host, session }),
                     None => Ok(()),
                 }
             }
@@ -120,7 +122,7 @@ impl Asker {
 }
 
 /// The sessions of this machine that a plan would not let in again.
-fn cut_by(plan: &Plan<'_>) -> Vec<Session> {
+pub(super) fn cut_by(plan: &Plan<'_>) -> Vec<Session> {
     let sessions = Session::all().unwrap_or_else(|error| {
         debug!(%error, "the kernel's sockets cannot be read");
         Vec::new()
@@ -128,9 +130,9 @@ fn cut_by(plan: &Plan<'_>) -> Vec<Session> {
     sessions.into_iter().filter(|session| session.is_cut_by(plan)).collect()
 }
 
-/// What is worth knowing of the sessions of this machine that a plan would not let in again.
-pub(super) fn cut_sessions(plan: &Plan<'_>) -> Vec<String> {
-    let mut peers: Vec<_> = cut_by(plan).into_iter().map(|session| session.peer).collect();
+/// What is worth knowing of the sessions that a plan would not let in again.
+pub(super) fn cut_warnings(cut: &[Session]) -> Vec<String> {
+    let mut peers: Vec<_> = cut.iter().map(|session| session.peer).collect();
     peers.dedup();
     let warning =
         |peer| format!("an SSH session from {peer} is open now, and could not be opened again under this policy");

@@ -7,8 +7,8 @@ use super::status::{Repair, now};
 use super::{Daemon, REPAIR, VERIFY_EVERY};
 use crate::describe;
 use crate::kernel::{Kernel, Monitor, Notification};
+use crate::news;
 use std::fmt;
-use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -123,28 +123,9 @@ impl<K: Kernel> Daemon<K> {
             return;
         }
         let monitor = Monitor::open().map_err(|error| describe(&error));
-        // What replaces `new` is unsafe, for descriptors that are closed or exchanged while they are registered; the
-        // monitor does neither.
-        #[allow(deprecated)]
-        let monitor = monitor.and_then(|monitor| AsyncFd::new(monitor).map_err(|error| error.to_string()));
+        let monitor = monitor.and_then(|monitor| news::register(monitor).map_err(|error| error.to_string()));
         self.monitor =
             monitor.inspect_err(|error| warn!("no notifications, only a look every {VERIFY_EVERY:?}: {error}")).ok();
-    }
-}
-
-/// Waits until the kernel has something to tell; for ever without a monitor.
-pub(super) async fn notifications(
-    monitor: &mut Option<AsyncFd<Monitor>>,
-) -> Result<Vec<Notification>, crate::kernel::Error> {
-    let Some(monitor) = monitor else { return std::future::pending().await };
-    loop {
-        // Waiting fails only when the runtime ends.
-        let Ok(mut ready) = monitor.readable_mut().await else { return std::future::pending().await };
-        let notifications = ready.get_inner_mut().read()?;
-        ready.clear_ready();
-        if !notifications.is_empty() {
-            return Ok(notifications);
-        }
     }
 }
 

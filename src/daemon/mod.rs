@@ -36,15 +36,16 @@ pub use control::{ClientError, Error as ControlError, ask, ask_with};
 
 use crate::describe;
 use crate::kernel::{Kernel, Monitor, Netlink};
+use crate::news;
 use crate::plan::{self, Plan};
 use crate::ruleset::{Ruleset, Statement};
 use crate::state::Store;
 use crate::trackers;
-use asker::{Asker, cut_sessions};
+use asker::{Asker, cut_by, cut_warnings};
 use boot::Keepsake;
 use control::{Order, Server};
 use dynamic::{Changes, Dynamic};
-use foreign::{Touched, notifications};
+use foreign::Touched;
 use identity::Identity;
 use load::{HostChoice, Site, Sources, Texts};
 use meddling::Meddling;
@@ -430,7 +431,7 @@ impl<K: Kernel> Daemon<K> {
                 () = until(self.trial_end()) => {
                     let _ = self.end_trial("it was not confirmed in time");
                 }
-                notifications = notifications(&mut self.monitor) => self.heed(notifications),
+                notifications = news::next(&mut self.monitor, Monitor::read) => self.heed(notifications),
                 () = self.dynamic.news() => self.follow_listeners(),
                 () = until(self.meddling.due().map(Instant::from)) => self.repair(),
                 _ = verify.tick() => {
@@ -518,9 +519,9 @@ impl<K: Kernel> Daemon<K> {
         plan::open(&mut ruleset, self.dynamic.open());
         // What is enforced already cuts nobody off.
         let is_news = self.desired.as_ref().is_none_or(|desired| desired.ruleset != ruleset);
-        let present = self.desired.as_ref().and_then(Desired::plan);
-        asker.admits(&plan, present.as_ref(), &sources.policy, is_news)?;
-        let mut warnings = if is_news { cut_sessions(&plan) } else { Vec::new() };
+        let cut = if is_news { cut_by(&plan) } else { Vec::new() };
+        asker.admits(&plan, self.desired.as_ref(), &sources.policy, is_news, &cut)?;
+        let mut warnings = cut_warnings(&cut);
         warnings.extend(site.warnings.iter().map(ToString::to_string));
         for warning in &warnings {
             warn!("{warning}");

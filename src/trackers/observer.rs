@@ -12,13 +12,15 @@ use super::state::{Observation, Report, ServiceReport, Source};
 use super::tracked::{Reply, Tracked, may_matter};
 use super::verify::{self, Anchor};
 use crate::describe;
-use crate::listeners::{Closing, Closings, Event, Events, Holders, Listener, Owners, Process, SockDiag, Visibility};
+use crate::listeners::{
+    Closing, Closings, Event, Events, Holders, Listener, Owners, Process, SockDiag, Unavailable, Visibility,
+};
+use crate::news;
 use crate::plan::{LocalScope, OpenPorts};
 use crate::policy::{DynamicService, Ports, Tracker};
 use crate::ruleset::{PortRange, Protocol};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -198,8 +200,8 @@ impl Loop {
                     }
                     self.take_wanted();
                 }
-                events = news(&mut self.events, Events::read) => self.heed_events(events),
-                closings = news(&mut self.closings, Closings::read) => self.heed_closings(closings),
+                events = news::next(&mut self.events, Events::read) => self.heed_events(events),
+                closings = news::next(&mut self.closings, Closings::read) => self.heed_closings(closings),
                 Some(reply) = self.replied.recv() => {
                     let now = Instant::now();
                     let of_service = |tracked: &&mut Tracked| tracked.watched.service.name == reply.service;
@@ -270,7 +272,7 @@ impl Loop {
     /// Opens what the kernel tells by, as far as it is not open.
     fn watch_kernel(&mut self) {
         if self.closings.is_none() {
-            let closings = Closings::open().map_err(io::Error::other).and_then(registered);
+            let closings = Closings::open().map_err(io::Error::other).and_then(news::register);
             self.closings = closings
                 .inspect_err(|error| warn!(%error, "closed listeners are noticed late: the kernel does not tell"))
                 .ok();
@@ -282,7 +284,7 @@ impl Loop {
         let opened = if self.options.events {
             Events::open()
                 .map_err(|unavailable| describe(&unavailable))
-                .and_then(|events| registered(events).map_err(|error| error.to_string()))
+                .and_then(|events| news::register(events).map_err(|error| error.to_string()))
         } else {
             Err("switched off by --listener-events poll".to_owned())
         };
@@ -342,10 +344,10 @@ impl Loop {
         })
     }
 
-    fn heed_events(&mut self, events: Result<Vec<Event>, String>) {
+    fn heed_events(&mut self, events: Result<Vec<Event>, Unavailable>) {
         let events = match events {
             Ok(events) => events,
-            Err(reason) => return self.lose_events(reason),
+            Err(error) => return self.lose_events(describe(&error)),
         };
         for event in events {
             match event {
@@ -372,7 +374,7 @@ impl Loop {
         }
     }
 
-    fn heed_closings(&mut self, closings: Result<Vec<Closing>, String>) {
+    fn heed_closings(&mut self, closings: Result<Vec<Closing>, crate::listeners::Error>) {
         match closings {
             Ok(closings) => {
                 for closing in closings {
@@ -382,8 +384,8 @@ impl Loop {
                     }
                 }
             }
-            Err(reason) => {
-                warn!("closed listeners are noticed late: {reason}");
+            Err(error) => {
+                warn!("closed listeners are noticed late: {}", describe(&error));
                 self.closings = None;
                 self.next_look = Instant::now();
             }
@@ -617,29 +619,4 @@ impl Loop {
 fn is_first_pid_namespace() -> bool {
     const FIRST: u64 = 0xEFFF_FFFC;
     std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST)
-}
-
-/// A source of news that the runtime watches.
-fn registered<S: AsRawFd>(source: S) -> io::Result<AsyncFd<S>> {
-    // What replaces `new` is unsafe, for descriptors that are closed or exchanged while they are registered; these
-    // sources do neither.
-    #[allow(deprecated)]
-    AsyncFd::new(source)
-}
-
-/// Waits until a source has something to tell; for ever without a source.
-async fn news<S: AsRawFd, T, E: std::error::Error>(
-    source: &mut Option<AsyncFd<S>>,
-    read: impl Fn(&mut S) -> Result<Vec<T>, E>,
-) -> Result<Vec<T>, String> {
-    let Some(source) = source else { return std::future::pending().await };
-    loop {
-        // Waiting fails only when the runtime ends.
-        let Ok(mut ready) = source.readable_mut().await else { return std::future::pending().await };
-        let news = read(ready.get_inner_mut()).map_err(|error| describe(&error))?;
-        ready.clear_ready();
-        if !news.is_empty() {
-            return Ok(news);
-        }
-    }
 }
