@@ -4,12 +4,11 @@ use super::Error;
 use super::output::{Answer, Code};
 use crate::daemon::protocol::{Reply, Request};
 use crate::daemon::reconcile::Reconciler;
+use crate::daemon::session::network_namespace;
 use crate::daemon::{DEFAULT_CONTROL_SOCKET, ask};
 use crate::kernel::Netlink;
 use clap::Args;
 use serde_json::json;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Remove portward's table from the kernel: the host is then open
@@ -45,6 +44,6 @@ impl Down {
 /// The process of the daemon that serves this socket and guards the table of this network namespace, if it answers.
 fn running_daemon(socket: &Path) -> Option<u32> {
     let Ok(Reply::Status(status)) = ask(socket, &Request::Status) else { return None };
-    let namespace = |process: &str| fs::metadata(format!("/proc/{process}/ns/net")).ok().map(|file| file.ino());
+    let namespace = |process: &str| network_namespace(&Path::new("/proc").join(process)).ok();
     (namespace(&status.pid.to_string()) == namespace("self")).then_some(status.pid)
 }

@@ -86,16 +86,16 @@ impl Flows {
             return Answer::json(&value, code);
         }
         if self.cut && report.denied.observed > 0 {
-            note(&format!("{} not ended: the policy only observes them", count_flows(report.denied.observed)));
+            note(&format!("{} not ended: the policy only observes them", count(report.denied.observed, "flow")));
         }
         if report.denied.revivable > 0 {
             note(&format!(
                 "this kernel cannot end the host's own sockets (CONFIG_INET_DIAG_DESTROY): {} may come back when the host \
                  sends first; restart the service to be sure",
-                count_flows(report.denied.revivable)
+                count(report.denied.revivable, "flow")
             ));
         }
-        let mut text = format!("host {} ({found}): {}", host.name, count_flows(report.total));
+        let mut text = format!("host {} ({found}): {}", host.name, count(report.total, "flow"));
         text.push_str(&match (report.denied.denied, self.cut) {
             (0, _) => format!(", {}\n", styled(GREEN, "none denied")),
             (denied, false) => format!(", {}\n", styled(RED, &format!("{denied} denied"))),
@@ -291,8 +291,4 @@ pub(super) fn note_denied(flows: Option<&DeniedFlows>) {
     let Some(flows) = flows.filter(|flows| flows.denied > 0) else { return };
     let goes_on = if flows.cut < flows.denied { "; `portward flows --denied` lists what goes on" } else { "" };
     note(&format!("{flows}{goes_on}"));
-}
-
-fn count_flows(number: u64) -> String {
-    count(usize::try_from(number).unwrap_or(usize::MAX), "flow")
 }

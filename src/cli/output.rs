@@ -123,7 +123,8 @@ pub(super) fn table<const N: usize>(lines: &[([String; N], Style)]) -> String {
 }
 
 /// `1 host`, `2 hosts`.
-pub(super) fn count(number: usize, one: &str) -> String {
+pub(super) fn count(number: impl TryInto<u64>, one: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
     if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
 }
 

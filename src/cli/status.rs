@@ -112,13 +112,13 @@ pub(super) fn render(status: &DaemonStatus, now: u64) -> String {
         line("changed", format!("{}, {}: {}", ago(change.at, now), change.cause, change.changes));
     }
     if let Some(repair) = &status.last_repair {
-        let times = count(usize::try_from(status.repairs).unwrap_or(usize::MAX), "time");
+        let times = count(status.repairs, "time");
         line("repaired", format!("{times}, last {} after {}: {}", ago(repair.at, now), repair.by, repair.changes));
     }
     if let Some(meddling) = &status.meddling {
         let by = meddling.by.iter().map(|meddler| match meddler.pid {
-            Some(pid) => format!("{} ({}, last process {pid})", meddler.process, count_of(meddler.changes)),
-            None => format!("{} ({})", meddler.process, count_of(meddler.changes)),
+            Some(pid) => format!("{} ({}, last process {pid})", meddler.process, count(meddler.changes, "change")),
+            None => format!("{} ({})", meddler.process, count(meddler.changes, "change")),
         });
         line("disputed", format!("since {}, by {}", ago(meddling.since, now), by.collect::<Vec<_>>().join(", ")));
         line("", format!("repairs are {} ms apart at present, 4000 ms at most", meddling.pause_ms));
@@ -143,10 +143,6 @@ pub(super) fn render(status: &DaemonStatus, now: u64) -> String {
         }
     }
     text
-}
-
-fn count_of(changes: u64) -> String {
-    count(usize::try_from(changes).unwrap_or(usize::MAX), "change")
 }
 
 /// What may not be meant: a few warnings, the rest by their number.

@@ -16,7 +16,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Secure Shell (IANA service names and port numbers).
 const SSH: u16 = 22;
@@ -132,7 +132,7 @@ impl Process {
         let stat = fs::read(folder.join("stat"))?;
         let (name, parent) = parse_stat(&stat).ok_or(io::ErrorKind::InvalidData)?;
         let mut sockets = BTreeSet::new();
-        if fs::metadata(folder.join("ns/net"))?.ino() == here {
+        if network_namespace(&folder)? == here {
             for file in fs::read_dir(folder.join("fd"))?.take(MOST_FILES) {
                 // A file may be closed meanwhile.
                 let target = file.and_then(|file| fs::read_link(file.path()));
@@ -148,9 +148,14 @@ impl Process {
     }
 }
 
+/// The number of the network namespace of a process, which is given by its folder in /proc.
+pub(crate) fn network_namespace(folder: &Path) -> io::Result<u64> {
+    Ok(fs::metadata(folder.join("ns/net"))?.ino())
+}
+
 /// This network namespace.
 fn here() -> io::Result<u64> {
-    Ok(fs::metadata("/proc/self/ns/net")?.ino())
+    network_namespace(Path::new("/proc/self"))
 }
 
 /// The process and those above it, the nearest first. The first process of the system serves nobody's session.
