@@ -141,19 +141,6 @@ pub fn path(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("there is no {name} beside {}: `cargo build --workspace` makes it", this.display()))
 }
 
-/// Copies a program, ready to be started.
-///
-/// Another process does it. If this one had the copy open for writing, a child that another test starts at that moment
-/// would inherit the descriptor, and execve(2) refuses a file that somebody may write to (`ETXTBSY`).
-///
-/// # Errors
-/// When it cannot be copied.
-pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    let output = Command::new("cp").arg("--").arg(from).arg(to).output().context("cp cannot be started")?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
 /// A command that runs a program in a mount namespace of its own, after a line of shell that arranges the mounts. The
 /// program takes the place of the shell, so that its process id is that of the child.
 pub fn with_mounts(folder: &Path, mounts: &str, program: &str) -> Command {

@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used)] // A test that cannot go on has failed.
 
+#[path = "../../tests/program/mod.rs"]
+mod program;
+
 use nix::sys::signal::Signal;
 use portward_integration_tests::portward::{Daemon, portward, text};
 use portward_integration_tests::probe::QUIET;
-use portward_integration_tests::program;
 use portward_integration_tests::service::{self, Service};
 use portward_integration_tests::site::{self, PATIENCE, Site};
 use portward_integration_tests::{HostSpec, Lab};
@@ -68,6 +70,15 @@ fn open_port(site: &Site, socket: &str) -> (Service, u16) {
     let port = service.listen(socket).unwrap();
     site.wait_open(&[port]);
     (service, port)
+}
+
+/// A site whose service has two open ports.
+fn two_open_ports() -> (Site, Service, [u16; 2]) {
+    let site = site(&app(""));
+    let mut service = anchored(Service::start(site.host()));
+    let ports = ["tcp [::]:50001", "tcp [::]:50002"].map(|socket| service.listen(socket).unwrap());
+    site.wait_open(&ports);
+    (site, service, ports)
 }
 
 /// Whoever has the anchor is not the service, and nothing is open.
@@ -201,11 +212,7 @@ fn the_limit_and_the_range_bound_what_a_service_may_open() {
 
 #[test]
 fn a_restarted_daemon_verifies_everything_anew_and_loses_no_port() {
-    let mut site = site(&app(""));
-    let mut service = anchored(Service::start(site.host()));
-    let stays = service.listen("tcp [::]:50001").unwrap();
-    let goes = service.listen("tcp [::]:50002").unwrap();
-    site.wait_open(&[stays, goes]);
+    let (mut site, mut service, [stays, goes]) = two_open_ports();
     site.daemon.end(Signal::SIGKILL).unwrap();
     service.tell(&format!("close {goes}")).unwrap();
     // Somebody else takes the port that is still open in the kernel.
@@ -219,11 +226,7 @@ fn a_restarted_daemon_verifies_everything_anew_and_loses_no_port() {
 
 #[test]
 fn a_restart_with_a_policy_that_does_not_load_loses_no_port() {
-    let mut site = site(&app(""));
-    let mut service = anchored(Service::start(site.host()));
-    let stays = service.listen("tcp [::]:50001").unwrap();
-    let goes = service.listen("tcp [::]:50002").unwrap();
-    site.wait_open(&[stays, goes]);
+    let (mut site, mut service, [stays, goes]) = two_open_ports();
     fs::write(site.policy(), "an edit that went wrong").unwrap();
     site.daemon.end(Signal::SIGKILL).unwrap();
     service.tell(&format!("close {goes}")).unwrap();
@@ -293,7 +296,7 @@ fn another_program_of_the_right_user_takes_the_anchor() {
     let site = site(&app(""));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
-    program::copy(&service::path().unwrap(), &copy).unwrap();
+    program::copy(service::path().unwrap(), &copy);
     let mut thief = anchored(Service::start_command(site.host(), &mut Command::new(&copy)));
     thief.listen("tcp [::]:0").unwrap();
     assert_nothing_opens(&site);
@@ -305,7 +308,7 @@ fn names_and_arguments_are_faked() {
     let site = site(&app("").replace("exe =", "args = [\"genuine\"], exe ="));
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
-    program::copy(&name, &copy).unwrap();
+    program::copy(&name, &copy);
     let mut command = Command::new(&copy);
     command.arg0(&name).arg("genuine").uid(NOBODY).gid(NOBODY);
     let folder_mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
@@ -326,7 +329,7 @@ fn names_and_arguments_are_faked() {
 fn a_deleted_or_replaced_program_is_not_trusted() {
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().canonicalize().unwrap().join("service");
-    program::copy(&service::path().unwrap(), &copy).unwrap();
+    program::copy(service::path().unwrap(), &copy);
     let description =
         app("").replace(service::path().unwrap().canonicalize().unwrap().to_str().unwrap(), copy.to_str().unwrap());
     let site = site(&description);
@@ -336,7 +339,7 @@ fn a_deleted_or_replaced_program_is_not_trusted() {
     service.listen("tcp [::]:9000").unwrap();
     service.listen("tcp [::]:0").unwrap();
     site.wait_condition("unverified");
-    program::copy(&service::path().unwrap(), &copy).unwrap();
+    program::copy(service::path().unwrap(), &copy);
     sleep(QUIET);
     assert_eq!(site.service()["condition"], "unverified");
     assert!(site.open("tcp").is_empty());
@@ -369,7 +372,7 @@ fn a_port_is_shared_with_a_stranger() {
     // The kernel lets only the same user share a TCP port; a program of the same user is a stranger all the same.
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("stand-in");
-    program::copy(&service::path().unwrap(), &copy).unwrap();
+    program::copy(service::path().unwrap(), &copy);
     let mut thief = Service::start_command(site.host(), &mut Command::new(&copy)).unwrap();
     thief.listen(&format!("tcp [::]:{port} reuse")).unwrap();
     site.wait_open(&[]);
